@@ -1,0 +1,1 @@
+"""xlm_arlm: see README.md."""

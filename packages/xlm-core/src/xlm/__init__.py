@@ -1,0 +1,1 @@
+"""xlm: language models that need not generate left to right."""

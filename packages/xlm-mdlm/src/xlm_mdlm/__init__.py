@@ -1,0 +1,1 @@
+"""xlm_mdlm: see README.md."""
