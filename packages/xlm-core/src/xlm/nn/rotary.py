@@ -1,0 +1,26 @@
+"""Rotary positions (Su et al., 2021) in the half-split convention of Llama and ModernBERT."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+RotaryTable = tuple[Float[Tensor, "#batch 1 seq head_dim"], Float[Tensor, "#batch 1 seq head_dim"]]
+"""Cosines and sines of every position's angles, made by ``rotary_table``; one row serves a batch of equal positions."""
+
+
+def rotary_table(positions: Int[Tensor, "batch seq"], head_dim: int, base: float = 10000.0) -> RotaryTable:
+    """Cosines and sines, in fp32, for explicit positions, so that padding and packing are the caller's to place."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = (positions[:, None, :, None].float() * frequencies).repeat(1, 1, 1, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    x: Float[Tensor, "batch heads seq head_dim"], table: RotaryTable
+) -> Float[Tensor, "batch heads seq head_dim"]:
+    """Turn feature pairs (i, i + head_dim / 2) by their position's angles; computed in fp32 or better."""
+    cos, sin = table
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
