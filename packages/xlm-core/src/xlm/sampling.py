@@ -162,7 +162,8 @@ def margin_scores(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]
 
 def entropy_scores(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
     """Position rule: minus the entropy, in nats."""
-    return -torch.special.entr(_precise(logits).softmax(-1)).sum(-1)
+    entropy: Tensor = torch.special.entr(_precise(logits).softmax(-1)).sum(-1)
+    return -entropy
 
 
 def best_positions(scores: Float[Tensor, "batch seq"], n: Int[Tensor, " batch"]) -> Bool[Tensor, "batch seq"]:
