@@ -1,7 +1,7 @@
 """Likelihoods: estimators that families share, and the one place where nats become perplexity and bits per byte.
 
-Sums are in fp64. An estimator gives nats a sequence (``SequenceLikelihood``); ``summarise`` turns those of a data set into
-the numbers that are printed, with their standard errors.
+Sums are in fp64. An estimator gives nats a sequence (``SequenceLikelihood``); ``summarise`` turns those of a data set
+into the numbers that are printed, with their standard errors.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from xlm.errors import UserError
 from xlm.noise import Stream, uniforms
 from xlm.protocols import EventSpace, Kind, SequenceLikelihood
 
-OFFSET_STREAM = (
-    Stream.LIKELIHOOD << 32
-)  # of a row's key; draw d uses OFFSET_STREAM + 1 + d, far from any sampler's steps
+OFFSET_STREAM = Stream.LIKELIHOOD << 32  # draw d uses OFFSET_STREAM + 1 + d: far from any sampler's steps
 
 
 def any_order_bound(
@@ -33,9 +31,9 @@ def any_order_bound(
 ) -> SequenceLikelihood:
     """Any-order bound on -log p(predicted positions | the others), for any network that fills in hidden tokens.
 
-    NELBO = sum over k = 1..N of (1/k) E_{|S|=k} [sum over i in S of CE_i(x with S hidden)], which is the mean over orders
-    of the chain rule (Uria et al., 2014). Each draw takes one k, systematic over the draws with a random offset, and one
-    uniform set S of that size, and weighs its cross-entropy with N/k: nothing is cut off and nothing diverges.
+    NELBO = sum over k = 1..N of (1/k) E_{|S|=k} [sum over i in S of CE_i(x with S hidden)], which is the mean over
+    orders of the chain rule (Uria et al., 2014). Each draw takes one k, systematic over the draws with a random offset,
+    and one uniform set S of that size, and weighs its cross-entropy with N/k: nothing is cut off, nothing diverges.
 
     Args:
         cross_entropy: Nats summed over the hidden positions of each row, given which positions are hidden and the noise
@@ -83,10 +81,10 @@ def deterministic_order(
     reveal: Callable[[Bool[Tensor, "batch seq"]], tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]],
     predicted: Bool[Tensor, "batch seq"],
 ) -> SequenceLikelihood:
-    """Exact -log p under a sampler whose revealed positions are a function of the state, run teacher-forced (2603.01367).
+    """Exact -log p under a sampler whose revealed positions are a function of the state (arXiv:2603.01367).
 
-    The sampler must choose positions from the visible tokens alone, never from the tokens it draws, with ties settled
-    (lowest index first). It may reveal several positions a call.
+    The sampler is run teacher-forced: the true tokens take the place of its draws. It must choose positions from the
+    visible tokens alone, with ties settled (lowest index first), and may reveal several a call.
 
     Args:
         reveal: One step with the true tokens: given which positions are hidden, the hidden positions that the sampler
@@ -165,9 +163,8 @@ def summarise(
     """
     tokens = int(n_tokens.sum())
     if tokens == 0:
-        raise UserError(
-            "no tokens to evaluate", where="datamodule.dataset_managers", fix="give a data set that is not empty"
-        )
+        fix = "give a data set that is not empty"
+        raise UserError("no tokens to evaluate", where="datamodule.dataset_managers", fix=fix)
     nats, nats_se = _ratio(nll, n_tokens)
     per_byte, per_byte_se = (None, None) if n_bytes is None or kind == "pseudo" else _ratio(nll, n_bytes)
     perplexity = None if kind == "pseudo" else math.exp(nats) if nats < 700 else math.inf

@@ -1,0 +1,1 @@
+"""What the tests of every family share: toy models with known laws, enumeration, contracts, tiny inputs."""
