@@ -130,7 +130,7 @@ class LikelihoodSummary:
     kind: Kind
     estimator: str
     event_space: EventSpace
-    n_calls: float
+    n_calls: int | float
     """Network calls a sequence."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def summarise(
     kind: Kind,
     estimator: str,
     event_space: EventSpace,
-    n_calls: float,
+    n_calls: int | float,
     mc_variance: Float64[Tensor, " n"] | None = None,
 ) -> LikelihoodSummary:
     """Nats per token over a data set: the ratio of the sums, so long sequences count more than short ones.
