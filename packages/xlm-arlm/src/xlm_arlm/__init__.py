@@ -1,1 +1,1 @@
-"""xlm_arlm: see README.md."""
+"""Autoregressive language models for xlm; see README.md."""
