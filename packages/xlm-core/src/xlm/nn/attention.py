@@ -10,6 +10,10 @@ from torch.nn import functional as F
 from xlm.errors import UserError
 from xlm.nn.rotary import RotaryTable, rotate
 
+PLAIN_LENGTH = 512
+"""Longest keys which a bf16 training step on a CPU attends to by plain products: the backward pass of torch's fused CPU
+kernel takes several times as long there, and the probabilities are still small beside the other activations."""
+
 AttentionMask = Bool[Tensor, "#batch 1 #seq keys"]
 """True where a query may see a key."""
 
@@ -137,8 +141,21 @@ class SelfAttention(nn.Module):
         q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:
             k, v = cache.append(k, v)
-        if mask is None and causal and q.shape[2] < k.shape[2]:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - q.shape[2])
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
-        out: Tensor = self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        out: Tensor = self.dropout(self.out(_attend(q, k, v, mask, causal).transpose(1, 2).flatten(2)))
         return out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v; the queries are the newest of the keys' positions."""
+    queries, keys = q.shape[2], k.shape[2]
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and keys <= PLAIN_LENGTH
+    causal = causal and mask is None and queries > 1
+    if causal and (plain or queries < keys):
+        mask, causal = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries), False
+    if not plain:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return torch.matmul(scores.softmax(-1), v)

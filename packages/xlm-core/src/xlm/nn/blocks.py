@@ -31,7 +31,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Transform every position by itself."""
-        out: Tensor = self.dropout(self.down(F.gelu(self.up(x), approximate="tanh")))
+        out: Tensor = self.dropout(self.down(F.gelu(self.up(x))))
         return out
 
 

@@ -7,6 +7,7 @@ tensor of rows x vocab beyond one chunk.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
-"""Memory for one chunk's fp32 logits, by device type; two to three such tensors live at a time."""
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**28}
+"""Memory for the logits of one chunk, by device type."""
+
+CACHE_BYTES = 2**20
+"""Memory for the fp32 rows between a chunk's matrix products on a CPU: they should not leave its cache."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -39,28 +43,26 @@ def linear_cross_entropy(
         states: What the head would be applied to, selected rows only.
         weight: The head's weight.
         targets: The token of each row.
-        row_weights: Factor of each row in the sum; one if absent.
+        row_weights: Factor of each row in the sum, a constant; one if absent.
         suppressed: Tokens that are never generated: removed from the softmax.
         chunk: Rows whose logits exist at a time; chosen by ``CHUNK_BYTES`` if absent.
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-    if chunk is None:
-        chunk = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * weight.shape[0]))
     exact = torch.promote_types(dtype, torch.float32)
+    if chunk is None:
+        chunk = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (dtype.itemsize * len(weight)))
     if row_weights is None:
         row_weights = states.new_ones(len(states), dtype=exact)
-    gradients = torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad)
+    with_gradients = torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad)
     inputs = (states, weight, targets, row_weights.to(exact), suppressed)
-    total, nll = _LinearCrossEntropy.apply(chunk, dtype, gradients, *inputs)
+    total, nll = _LinearCrossEntropy.apply(chunk, dtype, with_gradients, *inputs)
     return total, nll
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, chunk: int, dtype: torch.dtype, with_gradients: bool, *inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, chunk: int, dtype: torch.dtype, with_gradients: bool, *inputs: Any) -> tuple[Tensor, Tensor]:
         ctx.chunk, ctx.dtype = chunk, dtype
         ctx.save_for_backward(*inputs)
         total, nll, ctx.gradients = _by_chunks(chunk, dtype, with_gradients, *inputs)
@@ -90,25 +92,45 @@ def _by_chunks(
     suppressed: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
     """The weighted sum, -log p of each row, and the sum's gradients with respect to states and weight."""
-    rows, exact = len(states), row_weights.dtype
-    n_chunks = math.ceil(rows / chunk)
-    nll = row_weights.new_zeros(rows)
-    d_states, d_weight = torch.zeros_like(states), torch.zeros_like(weight, dtype=exact)
+    nll = torch.empty_like(row_weights)
+    d_states, d_weight = torch.empty_like(states, dtype=dtype), torch.zeros_like(weight, dtype=row_weights.dtype)
+    factor = row_weights[:, None]
     with torch.autocast(states.device.type, enabled=False):
-        low_weight = weight.to(dtype)
-        for part in torch.arange(rows, device=states.device).tensor_split(n_chunks) if rows else ():
-            low_states = states[part].to(dtype)
-            logits = (low_states @ low_weight.T).to(exact)
-            if suppressed is not None:
-                logits.index_fill_(1, suppressed, -math.inf)
-            log_p = F.log_softmax(logits, dim=-1)
-            del logits
-            target = targets[part, None]
-            nll[part] = -log_p.gather(1, target).squeeze(1)
+        low_states, low_weight, weighted_states = states.to(dtype), weight.to(dtype), (factor * states).to(dtype)
+        buffer = states.new_empty(min(chunk, len(states)), len(weight), dtype=dtype)
+        for part in _slices(len(states), chunk):
+            logits = torch.mm(low_states[part], low_weight.T, out=buffer[: len(targets[part])])
+            _softmax_(logits, targets[part], suppressed, nll[part], with_gradients)
             if with_gradients:
-                d_logits = log_p.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=exact)).to(dtype)
-                factor = row_weights[part, None]
-                d_states[part] = (factor * (d_logits @ low_weight)).to(states.dtype)
-                d_weight += d_logits.T @ (factor * low_states).to(dtype)
+                torch.mm(logits, low_weight, out=d_states[part])
+                _add_product_(d_weight, logits.T, weighted_states[part])
     total = torch.where(row_weights == 0, 0.0, row_weights * nll).sum()
-    return total, nll, [d_states, d_weight.to(weight.dtype)] if with_gradients else None
+    return total, nll, [(factor * d_states).to(states.dtype), d_weight.to(weight.dtype)] if with_gradients else None
+
+
+def _softmax_(logits: Tensor, targets: Tensor, suppressed: Tensor | None, nll: Tensor, with_gradients: bool) -> None:
+    """Fill ``nll`` and turn logits into its gradient, softmax - one-hot; in fp32 or better, a few rows at a time."""
+    rows = len(logits)
+    if logits.device.type == "cpu":
+        rows = max(1, CACHE_BYTES // (nll.itemsize * logits.shape[1]))
+    for part in _slices(len(logits), rows):
+        exact = logits[part].to(nll.dtype)
+        if suppressed is not None:
+            exact.index_fill_(1, suppressed, -math.inf)
+        log_p, target = F.log_softmax(exact, dim=-1), targets[part, None]
+        nll[part] = -log_p.gather(1, target).squeeze(1)
+        if with_gradients:
+            logits[part] = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=nll.dtype))
+
+
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)  # the product is rounded to a's dtype, the sum over chunks is not
+
+
+def _slices(rows: int, size: int) -> Iterator[slice]:
+    """Equal parts of at most ``size`` rows."""
+    n = math.ceil(rows / size)
+    return (slice(i * rows // n, (i + 1) * rows // n) for i in range(n))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,7 +22,25 @@ def rotary_table(positions: Int[Tensor, "batch seq"], head_dim: int, base: float
 def rotate(
     x: Float[Tensor, "batch heads seq head_dim"], table: RotaryTable
 ) -> Float[Tensor, "batch heads seq head_dim"]:
-    """Turn feature pairs (i, i + head_dim / 2) by their position's angles; computed in fp32 or better."""
-    cos, sin = table
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    """Turn feature pairs (i, i + head_dim / 2) by their position's angles, in the dtype of x."""
+    cos, sin = (part.to(x.dtype) for part in table)
+    turned: Tensor = _Rotation.apply(x, cos, sin)
+    return turned
+
+
+class _Rotation(torch.autograd.Function):
+    """Two passes over x instead of autograd's five; the gradient is turned back by the same angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        turned = x * cos
+        turned[..., :half].addcmul_(x[..., half:], sin[..., half:], value=-1)
+        turned[..., half:].addcmul_(x[..., :half], sin[..., :half])
+        return turned
+
+    @staticmethod
+    def backward(ctx: Any, d_turned: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _Rotation.apply(d_turned, cos, -sin), None, None

@@ -1,0 +1,124 @@
+"""AdamW with its decay groups, learning-rate schedules, and the norm of a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from xlm.errors import UserError
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices, which decay; and embeddings (a head tied to one too), norms and biases, which do not."""
+    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decaying = [parameter for parameter in trained if parameter.ndim > 1 and id(parameter) not in embeddings]
+    others = [parameter for parameter in trained if parameter.ndim <= 1 or id(parameter) in embeddings]
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def adamw(
+    model: nn.Module,
+    lr: float = 3e-4,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+) -> AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) in one kernel a step where the device has it.
+
+    Example:
+        >>> [group["weight_decay"] for group in adamw(nn.Linear(2, 2), weight_decay=0.1).param_groups]
+        [0.1, 0.0]
+    """
+    _require(lr >= 0, "must not be negative", "optimizer.lr", lr, "use a rate such as 3e-4")
+    _require(weight_decay >= 0, "must not be negative", "optimizer.weight_decay", weight_decay, "use 0 for no decay")
+    in_range = all(0 <= beta < 1 for beta in betas)
+    _require(in_range, "must both lie in [0, 1)", "optimizer.betas", list(betas), "use [0.9, 0.95]")
+    groups = parameter_groups(model, weight_decay)
+    try:
+        return AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True)
+    except RuntimeError:  # torch's words for a device or dtype without the fused kernel
+        return AdamW(groups, lr=lr, betas=tuple(betas), eps=eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantSchedule:
+    """The full learning rate after ``warmup_steps`` steps of linear growth; the first step already moves."""
+
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        ok = self.warmup_steps >= 0
+        _require(ok, "must not be negative", "lr_scheduler.warmup_steps", self.warmup_steps, "use 0 for no warm-up")
+
+    def __call__(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
+        """Schedule an optimizer over a run of ``total_steps`` steps."""
+        return LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Learning rate of the step after ``step`` steps, as a fraction of the full one."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return self.decay(min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)))
+
+    def decay(self, progress: float) -> float:
+        """The fraction at ``progress`` in [0, 1] between warm-up and the end."""
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSchedule(ConstantSchedule):
+    """Warm-up, then a line down to ``min_ratio`` of the full rate."""
+
+    min_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ok = 0 <= self.min_ratio <= 1
+        _require(ok, "must lie in [0, 1]", "lr_scheduler.min_ratio", self.min_ratio, "use 0.1 to end at a tenth")
+
+    def decay(self, progress: float) -> float:
+        """From 1 to ``min_ratio``."""
+        return 1 - (1 - self.min_ratio) * progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineSchedule(LinearSchedule):
+    """Warm-up, then half a cosine down to ``min_ratio`` of the full rate (Loshchilov and Hutter, 2017)."""
+
+    def decay(self, progress: float) -> float:
+        """From 1 to ``min_ratio``."""
+        return super().decay((1 - math.cos(math.pi * progress)) / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSDSchedule(LinearSchedule):
+    """Warm-up, stable, then a line down to ``min_ratio`` over the last ``decay_fraction`` of what follows the warm-up."""
+
+    decay_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ok = 0 < self.decay_fraction <= 1
+        _require(ok, "must lie in (0, 1]", "lr_scheduler.decay_fraction", self.decay_fraction, "use 0.2 for a fifth")
+
+    def decay(self, progress: float) -> float:
+        """1 at first, in the end from 1 to ``min_ratio``."""
+        return super().decay(max(0.0, 1 - (1 - progress) / self.decay_fraction))
+
+
+def global_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """Euclidean norm of all gradients together, on their device: nothing waits for its value."""
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def _require(condition: bool, what: str, where: str, value: object, fix: str) -> None:
+    if not condition:
+        raise UserError(what, where=where, value=value, fix=fix)
