@@ -1,0 +1,53 @@
+"""Keep the checkpoint of the best validation beside the newest ones."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from xlm.errors import UserError
+
+
+class BestCheckpoint(Callback):
+    """Writes ``best.ckpt`` whenever a validation is better than all before it.
+
+    Args:
+        folder: Where the run's checkpoints are.
+        monitor: What is compared, as it is logged: ``val/<data set>/<number>``.
+        mode: Whether ``min`` or ``max`` is best.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], monitor: str, mode: Literal["min", "max"] = "min") -> None:
+        if mode not in ("min", "max"):
+            raise UserError("must be min or max", where="callbacks.best.mode", value=mode, fix="choose one of them")
+        self.path, self.monitor, self.mode = Path(folder) / "best.ckpt", monitor, mode
+        self.best = math.inf if mode == "min" else -math.inf
+        self.step = -1
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare, and save. The saver writes later, so that its file knows the new best."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        value = self._value(trainer)
+        if value < self.best if self.mode == "min" else value > self.best:
+            self.best, self.step = value, trainer.global_step
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    def _value(self, trainer: pl.Trainer) -> float:
+        if self.monitor not in trainer.callback_metrics:
+            fix = f"choose of: {', '.join(sorted(trainer.callback_metrics)) or 'nothing'}"
+            raise UserError("is not logged", where="callbacks.best.monitor", value=self.monitor, fix=fix)
+        return float(trainer.callback_metrics[self.monitor])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best": self.best, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing with it."""
+        self.best, self.step = state_dict["best"], state_dict["step"]

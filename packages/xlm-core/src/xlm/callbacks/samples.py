@@ -1,0 +1,47 @@
+"""Show a few predictions at every validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from xlm.harness import harness_of
+
+COLUMNS = ("prompt", "prediction", "target")
+
+
+class SampleLogger(Callback):
+    """Prints the samples that the harness kept (``harness.log_samples`` of each data set), and gives them to loggers.
+
+    Args:
+        console: Where to print.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the samples of the validation that just ended."""
+        if trainer.sanity_checking:
+            return
+        for name, rows in harness_of(trainer).samples.items():
+            columns = [column for column in COLUMNS if any(column in row for row in rows)]
+            texts = [[str(row.get(column, "")) for column in columns] for row in rows]
+            title = f"{name} at step {trainer.global_step}"
+            self._print(title, columns, texts)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_text"):  # Weights & Biases
+                    logger.log_text(key=f"samples/{name}", columns=columns, data=texts, step=trainer.global_step)
+
+    def _print(self, title: str, columns: list[str], texts: list[list[Any]]) -> None:
+        table = Table(*columns, title=title, show_lines=True)
+        for row in texts:
+            table.add_row(*(Text(text) for text in row))  # as it is: no markup, no escape sequences
+        self.console.print(table)

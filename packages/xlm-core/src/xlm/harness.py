@@ -1,0 +1,341 @@
+"""The LightningModule that runs any family: steps, optimizer, what is logged; nothing that a family or a task knows.
+
+To Lightning a whole run is one epoch; steps are optimizer steps everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from xlm import checkpoint as checkpoints
+from xlm.errors import UserError
+from xlm.evaluation import Evaluation, PredictionEvaluation, make_evaluation
+from xlm.noise import Stream, noise_key
+from xlm.ranks import gather
+from xlm.window import NonFiniteError, Verdict, Window
+
+MakeOptimizer = Callable[[nn.Module], Optimizer]
+MakeSchedule = Callable[[Optimizer, int], LRScheduler]
+
+
+class Harness(pl.LightningModule):
+    """Trains and evaluates the four parts of a family.
+
+    Args:
+        model: The bare network.
+        loss: Its training objective.
+        predictor: Its sampler, and the owner of its likelihood.
+        tokenizer: Of the run.
+        optimizer: Makes the optimizer of a model.
+        lr_scheduler: Makes the schedule of an optimizer over a number of steps; None keeps the learning rate.
+        seed: Of everything random in the run.
+        clip_norm: Greatest norm of the gradient; None does not clip.
+        compile: Whether training runs the loss through ``torch.compile``.
+        likelihood_draws: Monte-Carlo draws a sequence in a test's likelihood.
+        log_samples: Predictions of each data set that are kept for showing.
+    """
+
+    loss: Any
+    predictor: Any
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss: Any,
+        predictor: Any,
+        tokenizer: Any,
+        optimizer: MakeOptimizer,
+        lr_scheduler: MakeSchedule | None = None,
+        seed: int = 0,
+        clip_norm: float | None = 1.0,
+        compile: bool = False,
+        likelihood_draws: int = 1,
+        log_samples: int = 2,
+    ) -> None:
+        super().__init__()
+        _require(clip_norm is None or clip_norm > 0, "must be positive, or null", "harness.clip_norm", clip_norm)
+        _require(likelihood_draws >= 1, "must be at least 1", "harness.likelihood_draws", likelihood_draws)
+        _require(log_samples >= 0, "must not be negative", "harness.log_samples", log_samples)
+        self.model, self.tokenizer = model, tokenizer
+        # Not as submodules: both hold the model, whose parameters must appear once.
+        self.__dict__.update(loss=loss, predictor=predictor)
+        self.make_optimizer, self.make_schedule = optimizer, lr_scheduler
+        self.seed, self.clip_norm, self.compile_loss = seed, clip_norm, compile
+        self.likelihood_draws, self.log_samples = likelihood_draws, log_samples
+        self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
+
+        self.results: dict[str, dict[str, Any]] = {}
+        """Final numbers of every evaluated data set, by ``<split>.<name>``."""
+        self.samples: dict[str, list[dict[str, Any]]] = {}
+        """The first predictions of every data set, by ``<split>.<name>``."""
+        self.metrics: dict[str, float] = {}
+        """The newest value of everything logged."""
+        self.weights: checkpoints.Kind = "raw"
+        """Which weights the model holds: the callback that averages them says so here."""
+        self.stop_requested = False
+        """Set by a signal handler on one rank; ``stop_agreed`` is the answer of all."""
+        self.stop_agreed = False
+        self.tokens: Float[Tensor, ""] = torch.zeros((), dtype=torch.float64)
+        """Loss denominators of the run so far, over all ranks: real tokens."""
+
+        self._window = Window()
+        self._verdict: Verdict | None = None
+        self._row: dict[str, float] = {}
+        self._lr = 0.0
+        self._train_loss: Callable[[Any], Mapping[str, Any]] = loss.loss_fn
+        self._evaluations: list[Evaluation] = []
+
+    # Set-up
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedule stepped after every optimizer step."""
+        optimizer = self.make_optimizer(self.model)
+        if self.make_schedule is None:
+            return optimizer
+        steps = self.trainer.max_steps
+        _require(steps >= 0, "a learning-rate schedule needs to know its end", "trainer.max_steps", steps)
+        return [optimizer], [{"scheduler": self.make_schedule(optimizer, steps), "interval": "step"}]
+
+    def _configure_loss(self) -> None:
+        if hasattr(self.loss, "configure"):
+            self.loss.configure(self)
+
+    def on_fit_start(self) -> None:
+        """Everything is on its device now."""
+        _require(
+            self.trainer.gradient_clip_val is None,
+            "gradients are clipped by the harness",
+            "trainer.gradient_clip_val",
+            self.trainer.gradient_clip_val,
+            fix="set harness.clip_norm instead",
+        )
+        self._configure_loss()
+        self._train_loss = torch.compile(self.loss.loss_fn) if self.compile_loss else self.loss.loss_fn
+        self.tokens = self.tokens.to(self.device)
+        self._window, self._verdict, self.stop_requested, self.stop_agreed = Window(), None, False, False
+
+    def on_train_start(self) -> None:
+        """Keep validation out of accumulation windows, whatever interval was asked for."""
+        parts = self.trainer.accumulate_grad_batches
+        if isinstance(self.trainer.val_check_batch, int):
+            self.trainer.val_check_batch = math.ceil(self.trainer.val_check_batch / parts) * parts
+        if self.trainer.global_step == 0:
+            self.record({"parameters": self.n_parameters})
+
+    # Training
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """What Lightning differentiates: the loss, or its sum under accumulation and several ranks."""
+        self._reseed_dropout(batch_idx)
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return self._window.add(self._train_loss(batch), batch.get("index"), parts=parts)
+
+    def _reseed_dropout(self, batch_idx: int) -> None:
+        """The only user of the global generator. So a resumed run drops what the straight one would have."""
+        parts = self.trainer.accumulate_grad_batches
+        micro_batch = self.trainer.global_step * parts + batch_idx % parts
+        place = micro_batch * self.trainer.world_size + self.trainer.global_rank
+        torch.manual_seed(noise_key(self.seed, Stream.DROPOUT, place))
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Make the gradient that of the global mean, clip it, and refuse it unless it is finite.
+
+        Lightning and DDP averaged over micro-batches and ranks the gradients of sums: times their number, divided by
+        the denominators of all, that is the gradient of the mean over all of them, however they were split.
+        """
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        sums = self._sums_over_ranks()
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        factor = torch.ones_like(norm) if parts == 1 else (parts / sums[1]).to(norm)
+        norm = norm * factor
+        if self.clip_norm is not None:
+            factor = factor * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        if parts > 1 or self.clip_norm is not None:
+            torch._foreach_mul_(gradients, factor)
+        self._submit(Verdict(self.trainer.global_step + 1, self._window, norm, sums), optimizer)
+        self._lr, self._window = optimizer.param_groups[0]["lr"], Window()
+
+    def _sums_over_ranks(self) -> Float[Tensor, " sums"]:
+        """The window's sums and the number of ranks asked to stop, over all ranks: one collective a step."""
+        sums = self._window.sums(stop=self.stop_requested)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self.tokens += sums[1]
+        return sums
+
+    def _submit(self, verdict: Verdict, optimizer: Optimizer) -> None:
+        """Judge a step before the optimizer takes it.
+
+        A GPU is not waited for: the fused optimizer skips the step by itself when told that it is bad, and the host
+        learns of it one step later.
+        """
+        if self.device.type == "cuda" and all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = (~verdict.finite).float()  # type: ignore[attr-defined]  # torch's own door for scalers
+            self.settle()
+            self._verdict = verdict
+        else:
+            self._judge(verdict)
+
+    def settle(self) -> None:
+        """Wait for the judgement of the last step. Nothing may be saved or evaluated before it."""
+        verdict, self._verdict = self._verdict, None
+        if verdict is not None:
+            self._judge(verdict)
+
+    def _judge(self, verdict: Verdict) -> None:
+        norm, loss, denominator, stop, *extra = verdict.read()
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            raise NonFiniteError(self._diagnose(verdict))
+        self.stop_agreed = stop > 0
+        self._row = {"train/loss": loss / denominator, "train/grad_norm": norm}
+        self._row |= {
+            f"train/{name}": value / denominator for name, value in zip(verdict.window.names, extra, strict=True)
+        }
+
+    def _diagnose(self, verdict: Verdict) -> str:
+        """Every rank comes here in the same step, so all may be asked."""
+        mine = (self.global_rank, verdict.window.loss_is_finite(), verdict.window.suspects())
+        ranks = gather(mine)
+        guilty = [rank for rank in ranks if not rank[1]] or ranks
+        what = "the gradient" if all(finite for _, finite, _ in ranks) else "the loss"
+        where = "; ".join(f"rank {rank}, samples {_some(indices)}" for rank, _, indices in guilty)
+        return (
+            f"{what} is not finite at step {verdict.step} ({where}); the weights are those of step {verdict.step - 1}; "
+            "fix: lower optimizer.lr, or look at these samples"
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log a step now and then, and have Lightning validate once more after the last one."""
+        if self.is_log_step:
+            self.record(self.step_metrics())
+        if self.between_steps and self.trainer.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        """The last step is judged like any other."""
+        self.settle()
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether no micro-batch waits for its optimizer step."""
+        return not self._window.micro_batches
+
+    @property
+    def is_log_step(self) -> bool:
+        """Whether the step just taken is one whose numbers are written."""
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return self.between_steps and (step % every == 0 or step == self.trainer.max_steps)
+
+    def step_metrics(self) -> dict[str, float]:
+        """Loss, its further values, gradient norm and learning rate of the last step. Waits for the device."""
+        self.settle()
+        return {**self._row, "train/lr": self._lr}
+
+    def record(self, row: Mapping[str, float]) -> None:
+        """Give numbers to every logger, under the step they belong to."""
+        self.metrics.update(row)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(row), step=self.trainer.global_step)
+
+    # Evaluation: validation, test and predict are one thing, over the data sets of their split
+
+    def _begin(self, split: str) -> None:
+        self.settle()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._configure_loss()
+        draws = None if split == "val" else self.likelihood_draws
+        managers = self.trainer.datamodule.managers(split)  # type: ignore[attr-defined]
+        self._evaluations = [make_evaluation(self, split, manager, draws) for manager in managers]
+
+    def _finish(self) -> None:
+        for evaluation in self._evaluations:
+            values = evaluation.compute()
+            if self.trainer.sanity_checking:
+                continue
+            self.results[evaluation.name] = {**values, "step": self.trainer.global_step}
+            if isinstance(evaluation, PredictionEvaluation):
+                self.samples[evaluation.name] = evaluation.samples
+            self._publish(evaluation.name.replace(".", "/", 1), values)
+        self._evaluations = []
+
+    def _publish(self, prefix: str, values: Mapping[str, Any]) -> None:
+        row = {f"{prefix}/{key}": float(v) for key, v in values.items() if isinstance(v, (int, float))}
+        self.record(row)
+        if self.trainer.validating:  # where callbacks such as early stopping look; equal on all ranks
+            self.log_dict(row, logger=False, reduce_fx="max", sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a validation."""
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a test."""
+        self._begin("test")
+
+    def on_predict_epoch_start(self) -> None:
+        """Begin predictions."""
+        self._begin("predict")
+
+    def _evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluations[dataloader_idx].update(batch)
+
+    validation_step = test_step = predict_step = _evaluate
+
+    def _finish_evaluation(self) -> None:
+        self._finish()
+
+    on_validation_epoch_end = on_test_epoch_end = on_predict_epoch_end = _finish_evaluation
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the loops and callbacks do not hold; never save a step that is not known to be finite."""
+        self.settle()
+        checkpoint["xlm"] = {"vocab_size": len(self.tokenizer), "tokens": float(self.tokens)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare a checkpoint with this run before anything of it is used."""
+        source = str(self.trainer.ckpt_path)
+        known = checkpoint["xlm"]["vocab_size"]
+        _require(
+            known == len(self.tokenizer),
+            f"the checkpoint knows {known} tokens, the tokenizer {len(self.tokenizer)}",
+            source,
+            fix="use the tokenizer of that run",
+        )
+        checkpoints.require_match(_model_part(checkpoint["state_dict"]), self.model.state_dict(), source)
+        self.tokens = torch.tensor(checkpoint["xlm"]["tokens"], dtype=self.tokens.dtype)
+
+
+def harness_of(trainer: pl.Trainer) -> Harness:
+    """The harness that a trainer runs, for callbacks."""
+    module = trainer.lightning_module
+    assert isinstance(module, Harness), f"xlm's callbacks watch a Harness, not a {type(module).__name__}"
+    return module
+
+
+def _model_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def _require(holds: bool, what: str, where: str, value: object = None, fix: str = "choose another value") -> None:
+    if not holds:
+        raise UserError(what, where=where, value=value, fix=fix)
+
+
+def _some(indices: list[int], most: int = 20) -> str:
+    return ", ".join(map(str, indices[:most])) + (f" and {len(indices) - most} more" if len(indices) > most else "")
