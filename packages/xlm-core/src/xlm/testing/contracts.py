@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from xlm.errors import UserError
-from xlm.protocols import Collator, EventSpace, Example, Kind, LossFunction, Model, Predictor
+from xlm.protocols import Collator, EventSpace, Example, Kind, Model
 from xlm.sampling import suppressed_ids
 from xlm.testing.gradients import finite_difference_check
 
@@ -149,8 +149,8 @@ class LossContract(ABC):
     """A loss, with a model in fp64 (on the CPU, in evaluation mode)."""
 
     @abstractmethod
-    def loss(self) -> LossFunction[Any, Any]:
-        """The loss, its model inside."""
+    def loss(self) -> Any:
+        """The loss (a ``LossFunction``), its model inside."""
 
     @abstractmethod
     def collator(self) -> Collator:
@@ -196,8 +196,8 @@ class PredictorContract(ABC):
     """A predictor, with a model on the CPU in fp32 or fp64, in evaluation mode."""
 
     @abstractmethod
-    def predictor(self) -> Predictor[Any, Any]:
-        """The predictor, its model inside."""
+    def predictor(self) -> Any:
+        """The predictor (a ``Predictor``), its model inside."""
 
     @abstractmethod
     def collator(self) -> Collator:
