@@ -1,0 +1,326 @@
+"""From examples to batches: first the layout of the text, then the noise. One class a role.
+
+Every predicted token of a row is hidden independently with the row's rate u(t). t is low-discrepancy in the row's place
+in the global order, the uniforms come from the row's own ``noise_key``: a row's noise does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from xlm.data.padding import keys, pad, padding_mask, positions
+from xlm.errors import UserError
+from xlm.noise import low_discrepancy_times, uniforms
+from xlm.protocols import EventSpace, Example, NoiseSchedule, Tokenizer
+
+from xlm_mdlm.types import MDLMBatch, MDLMPredictionBatch
+
+
+class MDLMCollator:
+    """Role ``lm``: text without a prompt, every token of which can be hidden.
+
+    In the event space ``window`` a row is a packed window of N tokens; its likelihood is p(x | N). In ``open`` a row is
+    a canvas of ``max_length`` positions: the text, EOS, and EOS as fill. All of them can be hidden and no attention
+    mask tells the length, so the model learns p(text, end); the denominator is the text and one EOS.
+
+    Args:
+        tokenizer: Has a mask token, and EOS for open canvases.
+        noise_schedule: u(t) and the weight of the bound.
+        max_length: Longest window; size of the canvas.
+        seed: Where the sequence of times starts.
+        event_space: ``window`` or ``open``.
+        t_min: Least time drawn, in [0, 1). Above 0 it bounds the weight 1/t, and drops as much of the bound.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        noise_schedule: NoiseSchedule,
+        max_length: int,
+        seed: int,
+        event_space: EventSpace = "window",
+        t_min: float = 1e-3,
+    ) -> None:
+        self.event_space: EventSpace = event_space
+        self.max_length = max_length
+        self.noise = Noise(tokenizer, noise_schedule, seed=seed, t_min=t_min, role="lm")
+        self.pad_id = special_id(tokenizer, "pad")
+        self.eos_id = special_id(tokenizer, "eos") if event_space == "open" else None
+
+    def __call__(self, examples: list[Example]) -> MDLMBatch:
+        """Hide tokens of ``input_ids``; ``segments``, where the examples have them, keep packed documents apart."""
+        rows = [example["input_ids"] for example in examples]
+        if self.eos_id is None:
+            layout = windows(rows, self.pad_id, self.max_length)
+        else:
+            layout = canvases(rows, self.eos_id, self.max_length, "datamodule.max_length")
+        if "segments" in examples[0]:
+            layout.segments = pad([example["segments"] for example in examples], -1, length=layout.ids.shape[1])
+        return self.noise(examples, layout)
+
+
+class MDLMSeq2SeqCollator:
+    """Role ``seq2seq``: a clean prompt, left-padded, then a canvas with the target, EOS, and EOS as fill.
+
+    Args:
+        tokenizer: Has a mask token and EOS.
+        noise_schedule: u(t) and the weight of the bound.
+        max_prompt_length: Longest prompt.
+        max_target_length: Size of the canvas; the longest target is one token shorter, because EOS ends it.
+        seed: Where the sequence of times starts.
+        t_min: Least time drawn, in [0, 1).
+    """
+
+    event_space: EventSpace = "open"
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        noise_schedule: NoiseSchedule,
+        max_prompt_length: int,
+        max_target_length: int,
+        seed: int,
+        t_min: float = 1e-3,
+    ) -> None:
+        self.max_prompt_length, self.max_target_length = max_prompt_length, max_target_length
+        self.noise = Noise(tokenizer, noise_schedule, seed=seed, t_min=t_min, role="seq2seq")
+        self.pad_id, self.eos_id = special_id(tokenizer, "pad"), special_id(tokenizer, "eos")
+
+    def __call__(self, examples: list[Example]) -> MDLMBatch:
+        """Hide tokens of the canvas that holds ``target_ids``; ``prompt_ids`` stay."""
+        targets = [example["target_ids"] for example in examples]
+        canvas = canvases(targets, self.eos_id, self.max_target_length, "datamodule.max_target_length")
+        return self.noise(examples, prompted(examples, canvas, self.pad_id, self.max_prompt_length))
+
+
+class MDLMSeq2SeqPredictionCollator:
+    """Role ``seq2seq_prediction``: a clean prompt, left-padded, then an empty canvas. Targets are not looked at."""
+
+    event_space: EventSpace = "open"
+
+    def __init__(self, *, tokenizer: Tokenizer, max_prompt_length: int, max_target_length: int) -> None:
+        self.max_prompt_length, self.max_target_length = max_prompt_length, max_target_length
+        self.pad_id, self.mask_id = special_id(tokenizer, "pad"), special_id(tokenizer, "mask")
+
+    def __call__(self, examples: list[Example]) -> MDLMPredictionBatch:
+        """Put an empty canvas after every ``prompt_ids``."""
+        canvas = empty_canvases(len(examples), self.mask_id, self.max_target_length)
+        layout = prompted(examples, canvas, self.pad_id, self.max_prompt_length)
+        prompt_lengths = [len(example["prompt_ids"]) for example in examples]
+        return prediction_batch(examples, layout, prompt_lengths=prompt_lengths, ends_at_eos=True)
+
+
+class MDLMInfillCollator:
+    """Role ``infill``: given tokens (``fixed``) stay visible and are not predicted; the number of gaps is given.
+
+    Rows of unequal length are right-padded, with an attention mask.
+
+    Args:
+        tokenizer: Has a mask token.
+        noise_schedule: u(t) and the weight of the bound.
+        max_length: Longest row.
+        seed: Where the sequence of times starts.
+        t_min: Least time drawn, in [0, 1).
+    """
+
+    event_space: EventSpace = "window"
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        noise_schedule: NoiseSchedule,
+        max_length: int,
+        seed: int,
+        t_min: float = 1e-3,
+    ) -> None:
+        self.max_length = max_length
+        self.noise = Noise(tokenizer, noise_schedule, seed=seed, t_min=t_min, role="infill")
+        self.pad_id = special_id(tokenizer, "pad")
+
+    def __call__(self, examples: list[Example]) -> MDLMBatch:
+        """Hide tokens of ``input_ids`` that are not ``fixed``."""
+        return self.noise(examples, templates(examples, self.pad_id, self.max_length))
+
+
+class MDLMInfillPredictionCollator:
+    """Role ``infill_prediction``: the mask token wherever a token of ``input_ids`` is not ``fixed``."""
+
+    event_space: EventSpace = "window"
+
+    def __init__(self, *, tokenizer: Tokenizer, max_length: int) -> None:
+        self.max_length = max_length
+        self.pad_id, self.mask_id = special_id(tokenizer, "pad"), special_id(tokenizer, "mask")
+
+    def __call__(self, examples: list[Example]) -> MDLMPredictionBatch:
+        """Empty the gaps; what stands there is not looked at."""
+        layout = templates(examples, self.pad_id, self.max_length)
+        layout.ids = layout.ids.masked_fill(layout.predicted, self.mask_id)
+        return prediction_batch(examples, layout, prompt_lengths=[0] * len(examples), ends_at_eos=False)
+
+
+class MDLMUnconditionalCollator:
+    """Role ``unconditional``: an empty canvas of ``max_length`` positions for every example."""
+
+    event_space: EventSpace = "open"
+
+    def __init__(self, *, tokenizer: Tokenizer, max_length: int) -> None:
+        self.max_length = max_length
+        self.mask_id = special_id(tokenizer, "mask")
+
+    def __call__(self, examples: list[Example]) -> MDLMPredictionBatch:
+        """Build the canvases; only the examples' keys are read."""
+        layout = empty_canvases(len(examples), self.mask_id, self.max_length)
+        return prediction_batch(examples, layout, prompt_lengths=[0] * len(examples), ends_at_eos=True)
+
+
+@dataclass
+class Layout:
+    """Where the tokens of a batch stand, before any noise."""
+
+    ids: Int[Tensor, "batch seq"]
+    predicted: Bool[Tensor, "batch seq"]
+    n_tokens: Int[Tensor, " batch"]
+    attention_mask: Bool[Tensor, "batch seq"] | None = None
+    positions: Int[Tensor, "batch seq"] | None = None
+    segments: Int[Tensor, "batch seq"] | None = None
+    prompt_width: int = 0
+    """Columns that the prompts take; a row's noise is numbered from there, so that left padding does not move it."""
+
+
+def windows(rows: Sequence[Any], pad_id: int, max_length: int) -> Layout:
+    """Each row as it is, right-padded; every token of it is predicted."""
+    lengths = lengths_within(rows, max_length, "datamodule.max_length")
+    ids = pad(rows, pad_id)
+    attention_mask = None if (lengths == ids.shape[1]).all() else padding_mask(lengths, ids.shape[1])
+    predicted = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask
+    return Layout(ids, predicted, torch.from_numpy(lengths), attention_mask)
+
+
+def canvases(rows: Sequence[Any], eos_id: int, size: int, key: str) -> Layout:
+    """Each text, then EOS up to ``size`` positions; all are predicted, text and one EOS are counted."""
+    lengths = lengths_within(rows, size - 1, key)
+    ids = pad(rows, eos_id, length=size)
+    return Layout(ids, torch.ones_like(ids, dtype=torch.bool), torch.from_numpy(lengths + 1))
+
+
+def empty_canvases(batch: int, mask_id: int, size: int) -> Layout:
+    """``size`` mask tokens a row."""
+    ids = torch.full((batch, size), mask_id)
+    return Layout(ids, torch.ones_like(ids, dtype=torch.bool), torch.full((batch,), size))
+
+
+def templates(examples: list[Example], pad_id: int, max_length: int) -> Layout:
+    """Each row right-padded; tokens that are not ``fixed`` are predicted."""
+    layout = windows([example["input_ids"] for example in examples], pad_id, max_length)
+    layout.predicted = pad([example["fixed"] for example in examples], 1) == 0
+    layout.n_tokens = layout.predicted.sum(1)
+    return layout
+
+
+def prompted(examples: list[Example], canvas: Layout, pad_id: int, max_prompt_length: int) -> Layout:
+    """Each prompt left-padded in front of its canvas."""
+    prompts = [example["prompt_ids"] for example in examples]
+    lengths = lengths_within(prompts, max_prompt_length, "datamodule.max_prompt_length")
+    ids = torch.cat([pad(prompts, pad_id, side="left"), canvas.ids], 1)
+    width = ids.shape[1] - canvas.ids.shape[1]
+    predicted = torch.cat([torch.zeros(len(prompts), width, dtype=torch.bool), canvas.predicted], 1)
+    layout = Layout(ids, predicted, canvas.n_tokens, prompt_width=width)
+    if (lengths != width).any():
+        layout.attention_mask = padding_mask(lengths + canvas.ids.shape[1], ids.shape[1], "left")
+        layout.positions = (torch.arange(ids.shape[1]) - torch.from_numpy(width - lengths)[:, None]).clamp_(min=0)
+    return layout
+
+
+class Noise:
+    """Hides predicted tokens at the rate u(t), t = t_min + (1 - t_min) v, v low-discrepancy in [0, 1).
+
+    The density of t is 1 / (1 - t_min), so (1 - t_min) belongs to the weight of the bound.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, noise_schedule: NoiseSchedule, *, seed: int, t_min: float, role: str
+    ) -> None:
+        if not 0 <= t_min < 1:
+            fix = "use 0.001, or 0 for the whole bound at a higher variance"
+            raise UserError("must lie in [0, 1)", where=f"collators.{role}.t_min", value=t_min, fix=fix)
+        self.noise_schedule, self.seed, self.t_min = noise_schedule, seed, t_min
+        self.mask_id = special_id(tokenizer, "mask")
+
+    def __call__(self, examples: list[Example], layout: Layout) -> MDLMBatch:
+        """The batch of these examples; ``layout`` is only read."""
+        key = keys(examples)
+        t = self.t_min + (1 - self.t_min) * low_discrepancy_times(positions(examples), self.seed)
+        mask_rate = self.noise_schedule.mask_rate(t).float()
+        elbo_weight = (1 - self.t_min) * self.noise_schedule.elbo_weight(t)
+        width = layout.prompt_width
+        hidden = uniforms(key["noise_key"], layout.ids.shape[1] - width) < mask_rate[:, None]
+        if width:
+            hidden = torch.nn.functional.pad(hidden, (width, 0))
+        hidden &= layout.predicted
+        return {
+            "input_ids": layout.ids.masked_fill(hidden, self.mask_id),
+            "target_ids": layout.ids,
+            "attention_mask": layout.attention_mask,
+            "positions": layout.positions,
+            "segments": layout.segments,
+            "predicted": layout.predicted,
+            "rows": torch.from_numpy(np.flatnonzero(hidden.numpy())),  # half the time of torch's nonzero
+            "mask_rate": mask_rate,
+            "elbo_weight": elbo_weight.float(),
+            "n_tokens": layout.n_tokens,
+            "index": key["index"],
+            "noise_key": key["noise_key"],
+        }
+
+
+def prediction_batch(
+    examples: list[Example], layout: Layout, *, prompt_lengths: list[int], ends_at_eos: bool
+) -> MDLMPredictionBatch:
+    """The batch that samplers read, for a layout that has mask tokens where something is to be generated."""
+    key = keys(examples)
+    return {
+        "input_ids": layout.ids,
+        "predicted": layout.predicted,
+        "attention_mask": layout.attention_mask,
+        "positions": layout.positions,
+        "prompt_lengths": torch.tensor(prompt_lengths),
+        "ends_at_eos": torch.full((len(examples),), ends_at_eos),
+        "index": key["index"],
+        "noise_key": key["noise_key"],
+    }
+
+
+def lengths_within(rows: Sequence[Any], limit: int, key: str) -> np.ndarray:
+    """Tokens of each row.
+
+    Raises:
+        UserError: a row has more than ``limit``.
+    """
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    if len(rows) and lengths.max() > limit:
+        fix = f"raise {key}, or let the dataset manager shorten its rows"
+        raise UserError(f"a row has {lengths.max()} tokens, {limit} fit", where=key, fix=fix)
+    return lengths
+
+
+def special_id(tokenizer: Tokenizer, name: str) -> int:
+    """Id of the tokenizer's pad, mask or eos token.
+
+    Raises:
+        UserError: there is none.
+    """
+    token_id: int | None = getattr(tokenizer, f"{name}_token_id")
+    if token_id is None:
+        raise UserError(
+            f"MDLM needs a {name} token and this one has none", where="tokenizer", fix=f"add a {name} token"
+        )
+    return token_id

@@ -1,0 +1,61 @@
+"""Ancestral sampler of MDLM (Sahoo et al., 2024)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from xlm.errors import UserError
+from xlm.protocols import Model, NoiseSchedule, Tokenizer
+
+from xlm_mdlm.predictor.base import PlannedPredictor
+from xlm_mdlm.predictor.unmasking import RevealPlan, ancestral_plan
+
+
+class MDLMAncestralPredictor(PlannedPredictor):
+    """The reverse process in T steps, t = 1, 1 - 1/T, ..., 1/T: each hidden position is revealed at random.
+
+    Law: exact for the T-step process, whose tokens of one step are independent given what was visible before; it is
+    O(1/T) from that of the first-hitting sampler. Whether a position is revealed is drawn first, so the network is
+    called only for rows that reveal something, and its head only there: at most min(T, N) calls.
+
+    Args:
+        model: The network.
+        tokenizer: Has a mask token.
+        noise_schedule: Mask rate at each step.
+        steps: T; more is closer to the continuous process.
+        temperature: As the options below, it acts on p(x0 | xt), never on whether a position is revealed.
+        top_k: Tokens to keep; null keeps all.
+        top_p: Probability mass to keep, in (0, 1].
+        min_p: Least probability to keep relative to the most probable token.
+        trace: Record what is revealed when.
+    """
+
+    law = "exact for the T-step reverse process; O(1/T) from the continuous one"
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        tokenizer: Tokenizer,
+        noise_schedule: NoiseSchedule,
+        steps: int = 128,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        trace: bool = False,
+    ) -> None:
+        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        super().__init__(model=model, tokenizer=tokenizer, noise_schedule=noise_schedule, trace=trace, **options)
+        if steps < 1:
+            raise UserError("must be 1 or more", where="predictor.steps", value=steps, fix="use 128")
+        self.steps = steps
+
+    def plan(self, u: Float[Tensor, "batch seq"], predicted: Bool[Tensor, "batch seq"]) -> RevealPlan:
+        """The step in which the mask rate falls below each position's number."""
+        t = 1 - torch.arange(self.steps, dtype=u.dtype, device=u.device) / self.steps
+        assert self.noise_schedule is not None
+        return ancestral_plan(u, predicted, self.noise_schedule.mask_rate(t))
