@@ -333,20 +333,18 @@ def test_a_stop_string_in_the_prompt_does_not_count():
 
 def test_the_trace_replays_the_answer_with_its_probabilities():
     model = transformer()
-    sampler, batch = predictor(model, trace=True), prompts(seq2seq_examples([3, 0, 6], [0, 0, 0]))
+    examples, collate = seq2seq_examples([3, 0, 6], [0, 0, 0]), ARLMSeq2SeqCollator(tokenizer=TOKENIZER, max_length=16)
+    sampler, batch = predictor(model, trace=True), prompts(examples)
     predictions = sampler.predict(batch)
     rows = sampler.to_dict(batch, predictions)
-    examples = seq2seq_examples([3, 0, 6], [0, 0, 0])
     for row, example in zip(rows, examples, strict=True):
         *_, last = replay(row["trace"], [])
         assert [token for token in last if token != EOS] == row["ids"]
         assert {event["action"] for event in row["trace"]} == {"append"}
         if last[-1] == EOS:
-            loss_batch = ARLMSeq2SeqCollator(tokenizer=TOKENIZER, max_length=16)(
-                [{**example, "target_ids": row["ids"]}]
-            )
+            answered = collate([{**example, "target_ids": row["ids"]}])
             product = math.prod(event["probability"] for event in row["trace"])
-            assert probability(model, loss_batch).item() == pytest.approx(product)
+            assert probability(model, answered).item() == pytest.approx(product)
     assert any(row["trace"][-1]["token"] == EOS for row in rows)
     assert "trace" not in predictor(model).predict(batch)
 
