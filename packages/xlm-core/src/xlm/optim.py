@@ -39,13 +39,14 @@ def adamw(
     """
     _require(lr >= 0, "must not be negative", "optimizer.lr", lr, "use a rate such as 3e-4")
     _require(weight_decay >= 0, "must not be negative", "optimizer.weight_decay", weight_decay, "use 0 for no decay")
-    in_range = all(0 <= beta < 1 for beta in betas)
+    beta1, beta2 = betas
+    in_range = 0 <= beta1 < 1 and 0 <= beta2 < 1
     _require(in_range, "must both lie in [0, 1)", "optimizer.betas", list(betas), "use [0.9, 0.95]")
     groups = parameter_groups(model, weight_decay)
     try:
-        return AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True)
-    except RuntimeError:  # torch's words for a device or dtype without the fused kernel
-        return AdamW(groups, lr=lr, betas=tuple(betas), eps=eps)
+        return AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
+    except RuntimeError:  # torch's answer for a device or dtype without the fused kernel
+        return AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class CosineSchedule(LinearSchedule):
 
 @dataclass(frozen=True, kw_only=True)
 class WSDSchedule(LinearSchedule):
-    """Warm-up, stable, then a line down to ``min_ratio`` over the last ``decay_fraction`` of what follows the warm-up."""
+    """Warm-up, stable, then a line down to ``min_ratio`` in the last ``decay_fraction`` of the later steps."""
 
     decay_fraction: float = 0.2
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**28}
-"""Memory for the logits of one chunk, by device type."""
+CHUNK_BYTES = {"cpu": 2**26, "accelerator": 2**28}
+"""Memory for the logits of one chunk."""
 
 CACHE_BYTES = 2**20
 """Memory for the fp32 rows between a chunk's matrix products on a CPU: they should not leave its cache."""
@@ -51,7 +51,8 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     exact = torch.promote_types(dtype, torch.float32)
     if chunk is None:
-        chunk = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (dtype.itemsize * len(weight)))
+        budget = CHUNK_BYTES["cpu" if device == "cpu" else "accelerator"]
+        chunk = max(1, budget // (dtype.itemsize * len(weight)))
     if row_weights is None:
         row_weights = states.new_ones(len(states), dtype=exact)
     with_gradients = torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad)
