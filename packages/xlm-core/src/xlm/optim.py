@@ -14,6 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from xlm.errors import UserError
 
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
+"""Devices for which torch has AdamW in one kernel; on others it complains at the first step only."""
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices, which decay; and embeddings (a head tied to one too), norms and biases, which do not."""
@@ -42,11 +45,8 @@ def adamw(
     beta1, beta2 = betas
     in_range = 0 <= beta1 < 1 and 0 <= beta2 < 1
     _require(in_range, "must both lie in [0, 1)", "optimizer.betas", list(betas), "use [0.9, 0.95]")
-    groups = parameter_groups(model, weight_decay)
-    try:
-        return AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
-    except RuntimeError:  # torch's answer for a device or dtype without the fused kernel
-        return AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps)
+    fused = all(parameter.device.type in FUSED_DEVICES for parameter in model.parameters())
+    return AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(beta1, beta2), eps=eps, fused=fused)
 
 
 @dataclass(frozen=True, kw_only=True)
