@@ -31,7 +31,7 @@ def any_order_law(model: TableDenoiser) -> Float64[Tensor, " strings"]:
     return _law(model, [step + done.diag()] * model.length)
 
 
-def ancestral_law(model: TableDenoiser, mask_rates: Sequence[float]) -> Float64[Tensor, " strings"]:
+def ancestral_law(model: TableDenoiser, mask_rates: Sequence[int | float]) -> Float64[Tensor, " strings"]:
     """Probabilities of all strings under the T-step reverse process, which starts with everything hidden.
 
     Args:
