@@ -44,23 +44,33 @@ class ARLMCollator:
 
     def __call__(self, examples: list[Example]) -> ARLMBatch:
         """Build one batch from ``input_ids`` and, in windows, optional ``segments``."""
-        texts = [example["input_ids"] for example in examples]
-        lengths = _lengths(texts)
-        target_ids = pad(texts, self.pad)
+        rows = [example["input_ids"] for example in examples]
+        texts, lengths = pad(rows, self.pad), _lengths(rows)
         if self.event_space == "open":
-            target_ids, lengths = _append(target_ids, lengths, self.eos, self.pad), lengths + 1
+            return self._batch(examples, texts, _append(texts, lengths, self.eos, self.pad), lengths + 1)
+        if "segments" not in examples[0]:
+            return self._batch(examples, texts[:, :-1], texts, lengths)
+        segments = pad([example["segments"] for example in examples], -1)
+        first = _document_starts(segments)
+        batch = self._batch(examples, texts[:, :-1].masked_fill(first[:, 1:], self.bos), texts, lengths)
+        batch["segments"], batch["positions"] = segments, _restarting_positions(first)
+        return batch
+
+    def _batch(
+        self,
+        examples: list[Example],
+        after_bos: Int[Tensor, "batch one_less"],
+        target_ids: Int[Tensor, "batch seq"],
+        lengths: np.ndarray,
+    ) -> ARLMBatch:
         _check_length(lengths, self.max_length)
         predicted = padding_mask(lengths, target_ids.shape[1])
-        segments = first = None
-        if self.event_space == "window" and "segments" in examples[0]:
-            segments = pad([example["segments"] for example in examples], -1)
-            first = _document_starts(segments)
         return {
-            "input_ids": _shifted(target_ids, self.bos, self.pad, predicted, first),
+            "input_ids": F.pad(after_bos, (1, 0), value=self.bos),
             "target_ids": target_ids,
             "attention_mask": None,
-            "positions": None if first is None else _restarting_positions(first),
-            "segments": segments,
+            "positions": None,
+            "segments": None,
             "predicted": predicted,
             "rows": _flat_indices(predicted),
             "n_tokens": torch.from_numpy(lengths),
@@ -160,7 +170,7 @@ def _check_length(lengths: np.ndarray, max_length: int) -> None:
 
 
 def _flat_indices(chosen: Bool[Tensor, "batch seq"]) -> Int[Tensor, " rows"] | None:
-    return None if chosen.all() else chosen.flatten().nonzero().squeeze(1)
+    return None if chosen.all() else torch.from_numpy(np.flatnonzero(chosen.numpy()))  # twice as fast as nonzero()
 
 
 def _append(
@@ -168,23 +178,7 @@ def _append(
 ) -> Int[Tensor, "batch one_more"]:
     """Right-padded texts with EOS after the last token of each."""
     longer = F.pad(texts, (0, 1), value=padding)
-    longer[torch.arange(len(longer)), torch.from_numpy(lengths)] = eos
-    return longer
-
-
-def _shifted(
-    target_ids: Int[Tensor, "batch seq"],
-    bos: int,
-    padding: int,
-    real: Bool[Tensor, "batch seq"],
-    first: Bool[Tensor, "batch seq"] | None,
-) -> Int[Tensor, "batch seq"]:
-    """The token before each target: BOS before the first of a row and of a document."""
-    input_ids = target_ids.roll(1, dims=1)
-    input_ids[:, :1] = bos
-    if first is not None:
-        input_ids = input_ids.masked_fill(first, bos)
-    return input_ids.masked_fill(~real, padding)
+    return longer.scatter_(1, torch.from_numpy(lengths)[:, None], eos)
 
 
 def _document_starts(segments: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
@@ -206,7 +200,7 @@ def _left_padded_prompts(
     lengths = _lengths(prompts)
     input_ids = F.pad(pad(prompts, padding, side="left"), (1, 0), value=padding)
     seq = input_ids.shape[1]
-    input_ids[torch.arange(len(prompts)), torch.from_numpy(seq - 1 - lengths)] = bos
+    input_ids.scatter_(1, torch.from_numpy(seq - 1 - lengths)[:, None], bos)
     return input_ids, padding_mask(lengths + 1, seq, "left")
 
 
