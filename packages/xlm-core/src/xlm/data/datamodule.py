@@ -10,7 +10,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -23,7 +23,7 @@ from xlm.data.order import Place, Plan, Sequential, TrainLoader, make_loader
 from xlm.data.storage import Joined
 from xlm.data.tokenizers import TokenizerFactory
 from xlm.errors import UserError
-from xlm.protocols import EventSpace, Example
+from xlm.protocols import Example
 
 SPLITS = ("train", "val", "test", "predict")
 LEAST = {
@@ -66,7 +66,7 @@ class DataModule(LightningDataModule):
         max_length: int,
         max_prompt_length: int | None = None,
         max_target_length: int | None = None,
-        event_space: EventSpace = "window",
+        event_space: Literal["window", "open"] = "window",
         device_batch_size: int | None = None,
         num_workers: int = 0,
         pin_memory: bool | None = None,
@@ -101,9 +101,6 @@ class DataModule(LightningDataModule):
             what = f"{self.max_prompt_length} prompt + {self.max_target_length} target tokens exceed it"
             fix = "raise max_length, or lower max_prompt_length or max_target_length"
             raise UserError(what, where="datamodule.max_length", value=self.max_length, fix=fix)
-        if self.event_space not in ("window", "open"):
-            fix = "use window or open"
-            raise UserError("is no choice", where="datamodule.event_space", value=self.event_space, fix=fix)
         if unknown := set(dataset_managers) - set(SPLITS):
             fix = f"use {', '.join(SPLITS)}"
             raise UserError("no such split", where="datamodule.dataset_managers", value=sorted(unknown), fix=fix)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from xlm.data import cache, storage
-from xlm.data.packing import POLICIES, TEXT_COLUMNS, Batch, Layout, Packer
+from xlm.data.packing import TEXT_COLUMNS, Batch, Layout, Packer
 from xlm.data.sources import Source
 from xlm.data.tokenizers import CONTROL, is_lossless
 from xlm.errors import UserError
@@ -52,7 +52,7 @@ class DatasetManager:
         source: Source,
         kind: Literal["loss", "prediction"],
         roles: Sequence[str],
-        event_space: EventSpace | None = None,
+        event_space: Literal["window", "open"] | None = None,
         on_too_long: Literal["error", "truncate", "split"] = "error",
         document_mask: bool = False,
         limit: int | None = None,
@@ -76,16 +76,10 @@ class DatasetManager:
         def refuse(what: str, key: str, value: object, fix: str) -> None:
             raise UserError(what, where=f"dataset_manager.{key}", value=value, fix=fix)
 
-        if self.kind not in ROLES:
-            refuse("is no kind", "kind", self.kind, "use loss or prediction")
         if not self.roles or set(self.roles) - set(ROLES[self.kind]):
             refuse(f"do not fit kind={self.kind}", "roles", self.roles, f"choose from {', '.join(ROLES[self.kind])}")
-        if self.on_too_long not in POLICIES or (self.on_too_long == "split" and self.roles != ("lm",)):
-            refuse(
-                "cannot be done", "on_too_long", self.on_too_long, "use error or truncate; split is for role lm alone"
-            )
-        if self.lm_event_space not in (None, "window", "open"):
-            refuse("is no choice", "event_space", self.lm_event_space, "use window or open")
+        if self.on_too_long == "split" and self.roles != ("lm",):
+            refuse("is for the one role lm", "on_too_long", self.on_too_long, "use error or truncate")
         if self.limit is not None and self.limit < 1:
             refuse("must be at least 1", "limit", self.limit, "use null for all rows")
 

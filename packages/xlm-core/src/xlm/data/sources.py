@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from xlm.errors import UserError
 
 Row = dict[str, Any]
-SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
 PARAGRAPH_END = re.compile(r"\r?\n(?:[ \t]*\r?\n)+")
 
 logger = logging.getLogger(__name__)
@@ -51,16 +51,14 @@ class TextFiles:
         self,
         *,
         path: str,
-        split: str | None = None,
+        split: Split | None = None,
         document: Literal["line", "paragraph", "file"] = "paragraph",
         pattern: str = "*",
         errors: Literal["strict", "replace"] = "strict",
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
     ) -> None:
-        _check_choice("document", document, ("line", "paragraph", "file"))
-        _check_choice("errors", errors, ("strict", "replace"))
-        _check_split(split, val_fraction, test_fraction)
+        _check_fractions(val_fraction, test_fraction)
         self.path, self.document, self.pattern, self.errors = path, document, pattern, errors
         self.split, self.val_fraction, self.test_fraction = split, val_fraction, test_fraction
 
@@ -91,7 +89,7 @@ class StandardLibrary:
     """Source files of the running Python's own standard library, tests left out: real text on every machine.
 
     Args:
-        max_bytes: Stop before the file, in order of names, that would exceed so many bytes.
+        max_bytes: Take files in the order of their names, except those with which they would exceed so many bytes.
         split: train, val or test; None takes all files.
         val_fraction: Share of the files that is validation.
         test_fraction: Share of the files that is test.
@@ -101,13 +99,13 @@ class StandardLibrary:
         self,
         *,
         max_bytes: int = 1_000_000,
-        split: str | None = None,
+        split: Split | None = None,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
     ) -> None:
         if max_bytes < 1:
             raise UserError("must be at least 1", where="source.max_bytes", value=max_bytes, fix="use 1000000")
-        _check_split(split, val_fraction, test_fraction)
+        _check_fractions(val_fraction, test_fraction)
         self.max_bytes, self.split = max_bytes, split
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
@@ -129,10 +127,9 @@ class StandardLibrary:
         for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
             if {"site-packages", "dist-packages", "test", "tests", "lib2to3"} & set(path.relative_to(root).parts):
                 continue  # lib2to3 and the tests hold files that are broken on purpose
-            size += path.stat().st_size
-            if size > self.max_bytes:
-                return
-            yield path
+            if size + path.stat().st_size <= self.max_bytes:
+                size += path.stat().st_size
+                yield path
 
 
 class JSONL:
@@ -155,11 +152,11 @@ class JSONL:
         text_column: str | None = "text",
         prompt_column: str | None = None,
         target_column: str | None = None,
-        split: str | None = None,
+        split: Split | None = None,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
     ) -> None:
-        _check_split(split, val_fraction, test_fraction)
+        _check_fractions(val_fraction, test_fraction)
         columns = {"text": text_column, "prompt": prompt_column, "target": target_column}
         self.path, self.columns = path, {ours: theirs for ours, theirs in columns.items() if theirs is not None}
         self.split, self.val_fraction, self.test_fraction = split, val_fraction, test_fraction
@@ -241,7 +238,7 @@ def read_text(file: Path, *, errors: str = "strict") -> str:
     return text.removeprefix("\ufeff")
 
 
-def take_split(rows: list[Row], split: str | None, val_fraction: float, test_fraction: float) -> list[Row]:
+def take_split(rows: list[Row], split: Split | None, val_fraction: float, test_fraction: float) -> list[Row]:
     """The rows of one split, in their order. Different rows are ranked by a hash of their content; test comes first.
 
     Every split that has a fraction gets at least one row where there are three different ones.
@@ -258,23 +255,16 @@ def take_split(rows: list[Row], split: str | None, val_fraction: float, test_fra
 
 
 def _count(fraction: float, n: int) -> int:
-    return max(round(fraction * n), 1) if fraction > 0 and n >= len(SPLITS) else 0
+    return max(round(fraction * n), 1) if fraction > 0 and n >= 3 else 0
 
 
-def _check_split(split: str | None, val_fraction: float, test_fraction: float) -> None:
-    if split is not None:
-        _check_choice("split", split, SPLITS)
+def _check_fractions(val_fraction: float, test_fraction: float) -> None:
     for key, fraction in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
         if not 0 <= fraction < 1:
             raise UserError("must lie in [0, 1)", where=f"source.{key}", value=fraction, fix="use 0.05")
     if val_fraction + test_fraction >= 1:
         what = f"leaves nothing to train on: val_fraction {val_fraction} + test_fraction {test_fraction} >= 1"
         raise UserError(what, where="source.val_fraction", fix="use smaller fractions")
-
-
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError("is not a choice", where=f"source.{key}", value=value, fix=f"use one of {', '.join(choices)}")
 
 
 def _files(path: str, pattern: str, *, folder: bool = True) -> list[Path]:

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, Protocol, runtime_checkable
 
 from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -268,7 +269,7 @@ def _bert(vocab: Path) -> PreTrainedTokenizerFast:
         "unk_token": UNKNOWN,
     }
     special = {name: token for name, token in names.items() if token in words}
-    uncased = not any(word != word.lower() for word in words if not word.startswith("["))
+    uncased = not any(set(word) & set(ascii_uppercase) for word in words if not word.startswith("["))
     backend.normalizer = normalizers.BertNormalizer(lowercase=uncased)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
