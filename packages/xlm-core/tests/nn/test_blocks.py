@@ -12,6 +12,11 @@ from xlm.nn.rotary import rotary_table
 ROTARY = rotary_table(torch.arange(5)[None], 8)
 
 
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    torch.manual_seed(0)
+
+
 def test_rms_norm_divides_by_the_root_mean_square_in_every_dtype():
     x = torch.tensor([3.0, 4.0, 0.0, 0.0])  # root of the mean square: 2.5
     assert_close(RMSNorm(4)(x), x / 2.5)

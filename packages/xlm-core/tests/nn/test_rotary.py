@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch.testing import assert_close
 from xlm.nn.rotary import rotary_table, rotate
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    torch.manual_seed(0)
 
 
 def test_first_pair_turns_by_one_radian_a_position_and_the_next_by_base_to_minus_half():

@@ -17,10 +17,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK_BYTES = {"cpu": 2**26, "accelerator": 2**28}
-"""Memory for the logits of one chunk."""
+"""Memory for the logits of one chunk; an accelerator adds its fp32 copies of them."""
 
 CACHE_BYTES = 2**20
-"""Memory for the fp32 rows between a chunk's matrix products on a CPU: they should not leave its cache."""
+"""Memory for what a CPU works on at a time around a chunk's large matrix products: it should not leave the cache."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -94,7 +94,8 @@ def _by_chunks(
 ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
     """The weighted sum, -log p of each row, and the sum's gradients with respect to states and weight."""
     nll = torch.empty_like(row_weights)
-    d_states, d_weight = torch.empty_like(states, dtype=dtype), torch.zeros_like(weight, dtype=row_weights.dtype)
+    d_states = torch.empty_like(states, dtype=dtype) if with_gradients else states
+    d_weight = torch.zeros_like(weight, dtype=row_weights.dtype) if with_gradients else weight
     factor = row_weights[:, None]
     with torch.autocast(states.device.type, enabled=False):
         low_states, low_weight, weighted_states = states.to(dtype), weight.to(dtype), (factor * states).to(dtype)
@@ -111,24 +112,29 @@ def _by_chunks(
 
 def _softmax_(logits: Tensor, targets: Tensor, suppressed: Tensor | None, nll: Tensor, with_gradients: bool) -> None:
     """Fill ``nll`` and turn logits into its gradient, softmax - one-hot; in fp32 or better, a few rows at a time."""
-    rows = len(logits)
-    if logits.device.type == "cpu":
-        rows = max(1, CACHE_BYTES // (nll.itemsize * logits.shape[1]))
-    for part in _slices(len(logits), rows):
+    for part in _slices(len(logits), _cached_rows(logits)):
         exact = logits[part].to(nll.dtype)
         if suppressed is not None:
             exact.index_fill_(1, suppressed, -math.inf)
         log_p, target = F.log_softmax(exact, dim=-1), targets[part, None]
         nll[part] = -log_p.gather(1, target).squeeze(1)
         if with_gradients:
-            logits[part] = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=nll.dtype))
+            p = log_p.exp_()
+            logits[part] = p.scatter_(1, target, p.gather(1, target) - 1)
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total.add_(a @ b)  # the product is rounded to a's dtype, the sum over chunks is not
+    """total += a b. In low precision a chunk's product is rounded, the sum over chunks is not."""
+    for part in _slices(len(total), _cached_rows(b)):
+        if b.dtype == total.dtype:
+            total[part].addmm_(a[part], b)
+        else:
+            total[part] += a[part] @ b
+
+
+def _cached_rows(x: Tensor) -> int:
+    """Rows of this width and dtype that a CPU's cache holds; elsewhere there is nothing to gain."""
+    return max(1, CACHE_BYTES // (x.itemsize * x.shape[1])) if x.device.type == "cpu" else 2**62
 
 
 def _slices(rows: int, size: int) -> Iterator[slice]:
