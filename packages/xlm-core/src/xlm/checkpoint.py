@@ -85,7 +85,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         on_error: What to do when the disk refuses: ``stop`` the run, or ``warn`` and go on until the next save.
     """
 
-    def __init__(self, on_error: Literal["stop", "warn"] = "stop") -> None:
+    def __init__(self, on_error: str = "stop") -> None:
         if on_error not in ("stop", "warn"):
             raise UserError("must be stop or warn", where="on_error", value=on_error, fix="choose one of them")
         self.on_error = on_error

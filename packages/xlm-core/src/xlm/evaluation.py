@@ -7,9 +7,10 @@ of their data-set index before they are summed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,46 +20,20 @@ from xlm.likelihood import summarise
 from xlm.ranks import gather
 from xlm.window import extras
 
-if TYPE_CHECKING:
-    from xlm.harness import Harness
-
-
-class Evaluation(Protocol):
-    """What the harness asks of a data set under evaluation."""
-
-    name: str
-    """``<split>.<data set>``."""
-
-    def update(self, batch: Any) -> None:
-        """Take one batch of this rank."""
-        ...
-
-    def compute(self) -> dict[str, Any]:
-        """The numbers over all ranks, equal on all of them."""
-        ...
-
-
-def make_evaluation(harness: Harness, split: str, manager: Any, draws: int | None) -> Evaluation:
-    """The evaluation that a data set's manager asks for by its ``kind``."""
-    name = f"{split}.{manager.name}"
-    if manager.kind == "loss":
-        return LossEvaluation(harness, name, manager, draws)
-    return PredictionEvaluation(harness, name, manager)
-
 
 class LossEvaluation:
     """Loss over its denominators, and nats per token.
 
     Args:
-        harness: Gives the loss and the predictor.
         name: ``<split>.<data set>``.
         manager: Knows the bytes of each example and the event space.
+        loss: The training objective.
+        predictor: The owner of the likelihood.
         draws: Monte-Carlo draws of the predictor's likelihood; None takes the one draw that the loss gives anyway.
     """
 
-    def __init__(self, harness: Harness, name: str, manager: Any, draws: int | None) -> None:
-        self.harness, self.name, self.manager, self.draws = harness, name, manager, draws
-        self.weights = harness.weights
+    def __init__(self, name: str, manager: Any, *, loss: Any, predictor: Any, draws: int | None) -> None:
+        self.name, self.manager, self.loss, self.predictor, self.draws = name, manager, loss, predictor, draws
         self.means: dict[str, list[Tensor]] = {}
         self.rows: dict[str, list[Tensor]] = {}
         self.labels: dict[str, Any] = {}
@@ -66,13 +41,13 @@ class LossEvaluation:
 
     def update(self, batch: Any) -> None:
         """Add one batch."""
-        losses = self.harness.loss.loss_fn(batch)
+        losses = self.loss.loss_fn(batch)
         denominator = torch.as_tensor(losses.get("loss_denominator", 1.0)).to(losses["loss"].device, torch.float64)
         for name, value in {"loss": losses["loss"], **extras(losses)}.items():
             pair = torch.stack([value.detach().to(denominator) * denominator, denominator])
             self.means.setdefault(name, []).append(pair)
         if self.draws is not None:
-            likelihood = self.harness.predictor.log_likelihood(batch, draws=self.draws)
+            likelihood = self.predictor.log_likelihood(batch, draws=self.draws)
             self._add_rows(batch["index"], likelihood, n_calls=likelihood["n_calls"])
             self.labels = {"kind": likelihood["kind"], "estimator": likelihood["estimator"]}
         elif "nll" in losses and "n_tokens" in losses:
@@ -88,14 +63,14 @@ class LossEvaluation:
         self.n_calls.append((n_calls, len(index)))
 
     def compute(self) -> dict[str, Any]:
-        """The loss and its further values; the ``LikelihoodSummary`` of sequences that have one; ``weights``."""
+        """The loss and its further values, and the ``LikelihoodSummary`` of sequences that have one."""
         ranks = gather(self._share())
         values: dict[str, Any] = {}
         for name in next((rank["means"] for rank in ranks if rank["means"]), {}):
             total, denominator = torch.stack([rank["means"][name] for rank in ranks if rank["means"]]).sum(0).tolist()
             values[name] = total / denominator
         rows = [rank for rank in ranks if rank["rows"]]
-        return {**values, **(self._summary(rows) if rows else {}), "weights": self.weights}
+        return {**values, **(self._summary(rows) if rows else {})}
 
     def _share(self) -> dict[str, Any]:
         return {
@@ -127,28 +102,40 @@ class PredictionEvaluation:
     """Predictions of one data set, written to ``predictions/<split>.<data set>.jsonl`` in the order of their index.
 
     Args:
-        harness: Gives the predictor and the folder.
         name: ``<split>.<data set>``.
         manager: Gives the raw examples and the metrics.
+        predictor: Predicts.
+        folder: Where ``predictions`` is.
+        rank: Of this process: each writes a file of its own, and rank 0 merges them.
+        device: Where metrics keep their sums.
+        n_samples: Rows to keep in ``samples``.
     """
 
-    def __init__(self, harness: Harness, name: str, manager: Any) -> None:
-        self.harness, self.name, self.manager = harness, name, manager
-        self.weights = harness.weights
+    def __init__(
+        self,
+        name: str,
+        manager: Any,
+        *,
+        predictor: Any,
+        folder: str | os.PathLike[str],
+        rank: int,
+        device: torch.device,
+        n_samples: int,
+    ) -> None:
+        self.name, self.manager, self.predictor, self.rank, self.n_samples = name, manager, predictor, rank, n_samples
         self.samples: list[dict[str, Any]] = []
         self.n_rows = self.n_calls = 0
-        self.metrics = [metric.to(harness.device) for metric in _each(manager.metrics)]
+        self.metrics = [metric.to(device) for metric in _each(manager.metrics)]
         for metric in self.metrics:
             metric.reset()
-        folder = Path(harness.trainer.default_root_dir) / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{name}.jsonl"
-        self.shard = folder / f".{name}.{harness.global_rank}.tmp"  # one writer a rank
+        self.path = Path(folder) / "predictions" / f"{name}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.shard = self.path.with_name(f".{name}.{rank}.tmp")
         self.file = open(self.shard, "w", encoding="utf-8")  # noqa: SIM115, closed in compute
 
     def update(self, batch: Any) -> None:
         """Predict one batch."""
-        rows = self.harness.predictor.to_dict(batch, self.harness.predictor.predict(batch))
+        rows = self.predictor.to_dict(batch, self.predictor.predict(batch))
         self.file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.n_rows += len(rows)
         self.n_calls += sum(row["n_calls"] for row in rows)
@@ -158,16 +145,16 @@ class PredictionEvaluation:
                 metric.update(examples, rows)
 
     def compute(self) -> dict[str, Any]:
-        """What the metrics say, ``n_examples``, mean ``n_calls`` a row, and ``weights``."""
+        """What the metrics say, ``n_examples`` and the mean ``n_calls`` of a row."""
         self.file.close()
         ranks = gather((self.shard, self.n_rows, self.n_calls))
-        if self.harness.global_rank == 0:
+        if self.rank == 0:
             self._merge([shard for shard, _, _ in ranks])
         values: dict[str, Any] = {}
         for metric in self.metrics:  # sums over ranks by itself
             values |= {key: float(value) for key, value in metric.compute().items()}
         n_rows, n_calls = sum(n for _, n, _ in ranks), sum(n for _, _, n in ranks)
-        return {**values, "n_examples": n_rows, "n_calls": n_calls / max(n_rows, 1), "weights": self.weights}
+        return {**values, "n_examples": n_rows, "n_calls": n_calls / max(n_rows, 1)}
 
     def _merge(self, shards: list[Path]) -> None:
         lines = [line for shard in shards for line in shard.read_text(encoding="utf-8").split("\n") if line]
@@ -175,9 +162,12 @@ class PredictionEvaluation:
         write_atomically(self.path, lambda file: file.write("".join(f"{row}\n" for row in rows).encode()))
         for shard in shards:
             shard.unlink()
-        samples = [json.loads(row) for row in rows[: self.harness.log_samples]]
+        samples = [json.loads(row) for row in rows[: self.n_samples]]
         targets = self.manager.examples([sample["index"] for sample in samples])
         self.samples = [{**example, **sample} for example, sample in zip(targets, samples, strict=True)]
+
+
+Evaluation = LossEvaluation | PredictionEvaluation
 
 
 def _each(metrics: Any) -> Iterable[Any]:

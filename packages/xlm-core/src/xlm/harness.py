@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from xlm import checkpoint as checkpoints
 from xlm.errors import UserError
-from xlm.evaluation import Evaluation, PredictionEvaluation, make_evaluation
+from xlm.evaluation import Evaluation, LossEvaluation, PredictionEvaluation
 from xlm.noise import Stream, noise_key
 from xlm.ranks import gather
 from xlm.window import NonFiniteError, Verdict, Window
@@ -79,7 +79,7 @@ class Harness(pl.LightningModule):
         """Final numbers of every evaluated data set, by ``<split>.<name>``."""
         self.samples: dict[str, list[dict[str, Any]]] = {}
         """The first predictions of every data set, by ``<split>.<name>``."""
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float | int] = {}
         """The newest value of everything logged."""
         self.weights: checkpoints.Kind = "raw"
         """Which weights the model holds: the callback that averages them says so here."""
@@ -93,6 +93,7 @@ class Harness(pl.LightningModule):
         self._verdict: Verdict | None = None
         self._row: dict[str, float] = {}
         self._lr = 0.0
+        self._logged = -1
         self._train_loss: Callable[[Any], Mapping[str, Any]] = loss.loss_fn
         self._evaluations: list[Evaluation] = []
 
@@ -183,12 +184,15 @@ class Harness(pl.LightningModule):
         A GPU is not waited for: the fused optimizer skips the step by itself when told that it is bad, and the host
         learns of it one step later.
         """
-        if self.device.type == "cuda" and all(group.get("fused") for group in optimizer.param_groups):
+        if self._may_defer(optimizer):
             optimizer.found_inf = (~verdict.finite).float()  # type: ignore[attr-defined]  # torch's own door for scalers
             self.settle()
             self._verdict = verdict
         else:
             self._judge(verdict)
+
+    def _may_defer(self, optimizer: Optimizer) -> bool:
+        return self.device.type == "cuda" and all(group.get("fused") for group in optimizer.param_groups)
 
     def settle(self) -> None:
         """Wait for the judgement of the last step. Nothing may be saved or evaluated before it."""
@@ -220,8 +224,7 @@ class Harness(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log a step now and then, and have Lightning validate once more after the last one."""
-        if self.is_log_step:
-            self.record(self.step_metrics())
+        self.log_step()
         if self.between_steps and self.trainer.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True
 
@@ -240,12 +243,18 @@ class Harness(pl.LightningModule):
         step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return self.between_steps and (step % every == 0 or step == self.trainer.max_steps)
 
+    def log_step(self) -> None:
+        """Record the last step, once, if it is one to be recorded. Whoever saves it records it first."""
+        if self.is_log_step and self._logged != self.trainer.global_step:
+            self._logged = self.trainer.global_step
+            self.record(self.step_metrics())
+
     def step_metrics(self) -> dict[str, float]:
         """Loss, its further values, gradient norm and learning rate of the last step. Waits for the device."""
         self.settle()
         return {**self._row, "train/lr": self._lr}
 
-    def record(self, row: Mapping[str, float]) -> None:
+    def record(self, row: Mapping[str, float | int]) -> None:
         """Give numbers to every logger, under the step they belong to."""
         self.metrics.update(row)
         for logger in self.trainer.loggers:
@@ -257,16 +266,31 @@ class Harness(pl.LightningModule):
         self.settle()
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._configure_loss()
-        draws = None if split == "val" else self.likelihood_draws
         managers = self.trainer.datamodule.managers(split)  # type: ignore[attr-defined]
-        self._evaluations = [make_evaluation(self, split, manager, draws) for manager in managers]
+        self._evaluations = [self._evaluation(split, manager) for manager in managers]
+        self._evaluated = self.weights  # an average leaves the module again before the results are in
+
+    def _evaluation(self, split: str, manager: Any) -> Evaluation:
+        name = f"{split}.{manager.name}"
+        if manager.kind == "loss":
+            draws = None if split == "val" else self.likelihood_draws
+            return LossEvaluation(name, manager, loss=self.loss, predictor=self.predictor, draws=draws)
+        return PredictionEvaluation(
+            name,
+            manager,
+            predictor=self.predictor,
+            folder=self.trainer.default_root_dir,
+            rank=self.global_rank,
+            device=self.device,
+            n_samples=self.log_samples,
+        )
 
     def _finish(self) -> None:
         for evaluation in self._evaluations:
             values = evaluation.compute()
             if self.trainer.sanity_checking:
                 continue
-            self.results[evaluation.name] = {**values, "step": self.trainer.global_step}
+            self.results[evaluation.name] = {**values, "weights": self._evaluated, "step": self.trainer.global_step}
             if isinstance(evaluation, PredictionEvaluation):
                 self.samples[evaluation.name] = evaluation.samples
             self._publish(evaluation.name.replace(".", "/", 1), values)
@@ -293,12 +317,14 @@ class Harness(pl.LightningModule):
     def _evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluations[dataloader_idx].update(batch)
 
-    validation_step = test_step = predict_step = _evaluate
+    validation_step = test_step = _evaluate
 
-    def _finish_evaluation(self) -> None:
-        self._finish()
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[()]:
+        """As the others; Lightning warns of None."""
+        self._evaluate(batch, batch_idx, dataloader_idx)
+        return ()
 
-    on_validation_epoch_end = on_test_epoch_end = on_predict_epoch_end = _finish_evaluation
+    on_validation_epoch_end = on_test_epoch_end = on_predict_epoch_end = _finish
 
     # Checkpoints
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -22,7 +22,7 @@ class BestCheckpoint(Callback):
         mode: Whether ``min`` or ``max`` is best.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], monitor: str, mode: Literal["min", "max"] = "min") -> None:
+    def __init__(self, folder: str | os.PathLike[str], monitor: str, mode: str = "min") -> None:
         if mode not in ("min", "max"):
             raise UserError("must be min or max", where="callbacks.best.mode", value=mode, fix="choose one of them")
         self.path, self.monitor, self.mode = Path(folder) / "best.ckpt", monitor, mode

@@ -31,6 +31,7 @@ class MetricsFile(Logger):
         self.columns: list[str] = []
         self._row: dict[str, Any] = {}
         self._failed = False
+        self._last = -1
 
     @property
     def name(self) -> str:
@@ -47,7 +48,7 @@ class MetricsFile(Logger):
         """Nothing: ``config.yaml`` holds them."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
         """Merge numbers of one step into one row."""
         if self._row and self._row["step"] != step:
             self.save()
@@ -73,22 +74,30 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drop rows after ``step``: they will be computed again."""
+        """Drop rows after ``step``: they will be computed again. A run that begins drops all."""
         self._row = {}
         rows = self._read()
-        kept = [row for row in rows if int(row["step"]) <= step]
+        kept = [row for row in rows if 0 < step >= int(row["step"])]
+        self._last = int(kept[-1]["step"]) if kept else -1
         if len(kept) < len(rows):
             self._rewrite(kept)
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        new = [name for name in row if name not in self.columns]
-        if new or not self.path.exists():
-            rows = self._read()
-            self.columns += [name for name in row if name not in self.columns]
-            self._rewrite([*rows, row])
-            return
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+        known = set(row) <= set(self.columns) and self.path.exists()
+        if known and row["step"] != self._last:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+        else:
+            self._insert(row)
+        self._last = row["step"]
+
+    def _insert(self, row: Mapping[str, Any]) -> None:
+        """Write all rows again, as there are new columns, or more numbers for the last row."""
+        rows: list[Mapping[str, Any]] = [*self._read()]
+        self.columns += [name for name in row if name not in self.columns]
+        if row["step"] == self._last and rows:
+            row = {**rows.pop(), **row}
+        self._rewrite([*rows, row])
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():

@@ -149,5 +149,5 @@ class Progress(Callback):
             self._bar = None
 
 
-def _numbers(metrics: Mapping[str, float]) -> str:
+def _numbers(metrics: Mapping[str, float | int]) -> str:
     return "  ".join(text.format(metrics[name]) for name, text in SHOWN.items() if name in metrics)

@@ -159,6 +159,7 @@ class Saver(Checkpoint):
         if trainer.global_step == self._saved:
             return
         self._saved = trainer.global_step
+        harness_of(trainer).log_step()
         trainer.save_checkpoint(self.folder / f"{trainer.global_step:09d}.ckpt", weights_only=False)
         for logger in trainer.loggers:
             logger.save()

@@ -1,0 +1,358 @@
+import json
+import multiprocessing
+import os
+import resource
+import time
+from itertools import count
+
+import pytest
+import torch
+from torch import nn
+from xlm import checkpoint, files
+from xlm.checkpoint import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    checkpoints,
+    export_weights,
+    load_into,
+    load_weights,
+    newest_valid,
+    read_checkpoint,
+)
+from xlm.errors import UserError
+from xlm.files import DiskError, lock, remove_leftovers, write_atomically
+
+
+def model(width=3):
+    return nn.Sequential(nn.Embedding(5, width), nn.Linear(width, 5))
+
+
+def content(net, step, *, ema=None):
+    state = {f"model.{name}": tensor for name, tensor in net.state_dict().items()}
+    averaged = {} if ema is None else {"current_model_state": state, "averaging_state": {}}
+    shown = state if ema is None else {f"model.{name}": tensor for name, tensor in ema.state_dict().items()}
+    return {"state_dict": shown, "global_step": step, "optimizer_states": [], **averaged}
+
+
+def save(folder, step, **options):
+    path = folder / f"{step:09d}.ckpt"
+    AtomicCheckpointIO().save_checkpoint(content(model(), step, **options), path)
+    return path
+
+
+def flip_bit(path, place=-1000):
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+
+
+def test_what_was_saved_is_read_back(tmp_path):
+    path = save(tmp_path, 3)
+    read = read_checkpoint(path)
+    assert read["global_step"] == 3
+    assert set(read["state_dict"]) == {"model.0.weight", "model.1.weight", "model.1.bias"}
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    assert manifest["size"] == path.stat().st_size
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_other_file(tmp_path):
+    path = tmp_path / "a"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def broken(file):
+        file.write(b"half of the new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DiskError, match=r"No space left on device; 0 bytes needed, .* free"):
+        write_atomically(path, broken)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_that_will_not_fit_is_not_begun(tmp_path):
+    with pytest.raises(DiskError, match=r"1,\d{3},.* bytes needed, [\d,]+ free"):
+        write_atomically(tmp_path / "a", lambda file: file.write(b"x"), needed=10**18 + 10**18 // 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cause_that_torch_hides_is_named_when_the_disk_refuses_half_way(tmp_path):
+    save(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DiskError, match=r"2\.ckpt: .*File too large; 4,000,000 bytes needed, [\d,]+ free"):
+            AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(10**6)}, tmp_path / "000000002.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert newest_valid(tmp_path).name == "000000001.ckpt"
+    assert not [path for path in tmp_path.iterdir() if "2" in path.name]
+
+
+def test_a_run_may_choose_to_go_on_without_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_free", lambda path: 7)
+    with pytest.raises(DiskError):
+        save(tmp_path, 1)
+    with pytest.warns(UserWarning, match="goes on without this checkpoint"):
+        AtomicCheckpointIO(on_error="warn").save_checkpoint(content(model(), 1), tmp_path / "000000001.ckpt")
+    assert newest_valid(tmp_path) is None
+    with pytest.raises(UserError, match="stop or warn"):
+        AtomicCheckpointIO(on_error="ignore")
+
+
+def test_a_value_that_is_not_plain_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"checkpoint/callbacks/mine/0 is a PosixPath"):
+        AtomicCheckpointIO().save_checkpoint({"callbacks": {"mine": [tmp_path]}}, tmp_path / "000000001.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_best_is_not_taken_for_a_step(tmp_path):
+    paths = [save(tmp_path, step) for step in (9, 10, 100)]
+    AtomicCheckpointIO().save_checkpoint(content(model(), 5), tmp_path / "best.ckpt")
+    assert checkpoints(tmp_path) == paths[::-1]
+    assert newest_valid(tmp_path) == paths[2]
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
+    assert newest_valid(tmp_path) is None
+    assert newest_valid(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9999])
+def test_a_truncated_checkpoint_is_skipped_loudly(tmp_path, share):
+    old, new = save(tmp_path, 10), save(tmp_path, 25)
+    size = new.stat().st_size
+    with open(new, "r+b") as file:
+        file.truncate(int(size * share))
+    with pytest.warns(UserWarning, match="skipped") as said:
+        assert newest_valid(tmp_path) == old
+    text = " ".join(str(warning.message) for warning in said)
+    assert f"has {int(size * share):,} bytes, its manifest says {size:,}" in text
+    assert "15 steps are lost" in text
+    with pytest.raises(UserError, match=rf"000000025.*fix: use .*{old.name}, the newest that is whole"):
+        read_checkpoint(new)
+
+
+def test_one_flipped_bit_is_found(tmp_path):
+    old, new = save(tmp_path, 10), save(tmp_path, 20)
+    flip_bit(new)
+    with pytest.warns(UserWarning, match="differs from its sha256"):
+        assert newest_valid(tmp_path) == old
+
+
+def test_all_damaged_is_an_error_and_never_a_new_start(tmp_path):
+    for step in (1, 2):
+        flip_bit(save(tmp_path, step))
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(UserError, match="all 2 checkpoints are damaged"):
+        newest_valid(tmp_path)
+
+
+def test_without_its_manifest_a_checkpoint_counts_only_if_its_checksums_hold(tmp_path):
+    old, new = save(tmp_path, 10), save(tmp_path, 20)
+    new.with_suffix(".json").unlink()
+    with pytest.warns(UserWarning, match="has no manifest; its checksums hold"):
+        assert newest_valid(tmp_path) == new
+    flip_bit(new, place=new.read_bytes().index(bytes(16)))
+    new.write_bytes(new.read_bytes()[:-50])
+    with pytest.warns(UserWarning, match="has no manifest and is damaged"):
+        assert newest_valid(tmp_path) == old
+
+
+def test_a_garbled_manifest_is_no_manifest(tmp_path):
+    old, new = save(tmp_path, 10), save(tmp_path, 20)
+    new.with_suffix(".json").write_text('{"sha256": ')
+    with pytest.warns(UserWarning, match="unreadable manifest"):
+        assert newest_valid(tmp_path) == old
+
+
+def test_links_pipes_and_folders_are_refused_without_hanging(tmp_path):
+    old = save(tmp_path, 1)
+    (tmp_path / "000000002.ckpt").symlink_to(old)
+    os.mkfifo(tmp_path / "000000003.ckpt")
+    (tmp_path / "000000004.ckpt").mkdir()
+    with pytest.warns(UserWarning, match="is not a regular file"):
+        assert newest_valid(tmp_path) == old
+
+
+def test_a_pickle_that_runs_code_is_refused_and_named(tmp_path):
+    class Bad:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'marker'}",)
+
+    path = tmp_path / "000000001.ckpt"
+    torch.save({"state_dict": Bad()}, path)
+    with pytest.raises(UserError, match=r"wants to run posix\.system"):
+        read_checkpoint(path)
+    assert not (tmp_path / "marker").exists()
+    with pytest.raises(UserError, match="wants to run"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
+
+
+def test_a_file_from_the_future_says_which_xlm_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 7)
+    monkeypatch.setattr(checkpoint, "READABLE_SINCE", "3.2.0")
+    path = save(tmp_path, 1)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"it needs xlm >= 3\.2\.0"):
+        read_checkpoint(path)
+
+
+def test_files_that_are_no_checkpoints_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "absent.ckpt")
+    other = tmp_path / "other.ckpt"
+    torch.save({"weights": 1}, other)
+    with pytest.raises(UserError, match="no checkpoint of xlm"):
+        read_checkpoint(other)
+    with pytest.raises(UserError, match="init_from"):
+        read_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_only_the_leftovers_of_a_killed_writer_are_removed(tmp_path):
+    save(tmp_path, 1)
+    before = set(tmp_path.iterdir())
+    (tmp_path / ".000000002.ckpt.tmp").write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_one_folder_has_one_writer(tmp_path):
+    held = lock(tmp_path)
+    with pytest.raises(UserError, match="another run is writing there"):
+        lock(tmp_path)
+    held.release()
+    lock(tmp_path).release()
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="in run_dir"):
+        lock(tmp_path / "file" / "run")
+
+
+def test_raw_and_averaged_weights_are_asked_for_by_name(tmp_path):
+    raw, ema = model(), model()
+    path = tmp_path / "000000004.ckpt"
+    AtomicCheckpointIO().save_checkpoint(content(raw, 4, ema=ema), path)
+    for kind, net in (("raw", raw), ("ema", ema), (None, ema)):
+        weights = load_weights(path, kind)
+        assert (weights.kind, weights.step, weights.source) == (kind or "ema", 4, path)
+        other = model()
+        load_into(other, weights)
+        for found, wanted in zip(other.parameters(), net.parameters(), strict=True):
+            assert torch.equal(found, wanted)
+
+
+def test_asking_for_an_average_that_is_not_there_is_the_users_error(tmp_path):
+    path = save(tmp_path, 1)
+    assert load_weights(path).kind == "raw"
+    with pytest.raises(UserError, match=r"no averaged weights .*weights=ema.*fix: use weights=raw"):
+        load_weights(path, "ema")
+
+
+def test_exported_files_hold_the_same_weights(tmp_path):
+    raw, ema = model(), model()
+    path = tmp_path / "000000004.ckpt"
+    AtomicCheckpointIO().save_checkpoint(content(raw, 4, ema=ema), path)
+    written = export_weights(path, tmp_path)
+    assert [file.name for file in written] == ["model.safetensors", "model_ema.safetensors"]
+    for file, net in zip(written, (raw, ema), strict=True):
+        weights = load_weights(file)
+        assert weights.step == 4
+        for name, tensor in net.state_dict().items():
+            assert torch.equal(weights.tensors[name], tensor)
+    with pytest.raises(UserError, match="holds averaged weights"):
+        load_weights(written[1], "raw")
+    with pytest.raises(UserError, match="no averaged weights"):
+        load_weights(written[0], "ema")
+
+
+def test_tied_weights_are_exported_once_and_come_back_tied(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(50, 40), nn.Linear(40, 50, bias=False)
+            self.head.weight = self.embed.weight
+
+    net = Tied()
+    path = tmp_path / "000000001.ckpt"
+    AtomicCheckpointIO().save_checkpoint(content(net, 1), path)
+    (file,) = export_weights(path, tmp_path)
+    assert file.stat().st_size < 1.5 * net.embed.weight.nbytes
+    other = Tied()
+    load_into(other, load_weights(file))
+    assert torch.equal(other.head.weight, net.embed.weight)
+
+
+def test_a_run_gives_its_newest_checkpoint_and_else_its_exported_file(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    path = save(tmp_path / "checkpoints", 7)
+    assert load_weights(tmp_path).source == path
+    export_weights(path, tmp_path)
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    assert load_weights(tmp_path).source == tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_weights(tmp_path, "ema")
+    with pytest.raises(UserError, match="no such file"):
+        load_weights(tmp_path / "absent.safetensors")
+
+
+def test_a_damaged_safetensors_file_is_named(tmp_path):
+    save(tmp_path, 7)
+    (file,) = export_weights(tmp_path / "000000007.ckpt", tmp_path)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        load_weights(file)
+
+
+def test_other_sizes_and_names_are_listed_with_the_nearest(tmp_path):
+    path = save(tmp_path, 1)
+    weights = load_weights(path)
+    with pytest.raises(UserError, match=r"2 of 3 .*0\.weight is \[5, 3\] in the file, \[5, 4\] in the model"):
+        load_into(model(width=4), weights)
+    weights.tensors["1.weights"] = weights.tensors.pop("1.weight")
+    with pytest.raises(UserError, match=r"1\.weight is missing \(the file has 1\.weights\); 1\.weights is unknown"):
+        load_into(model(), weights)
+
+
+def test_of_many_differences_ten_are_listed_and_the_others_counted():
+    found = {f"layer{i}": torch.zeros(1) for i in range(15)}
+    with pytest.raises(UserError, match=r"\(15 of 0 parameters differ\).*layer9 is unknown; and 5 more"):
+        checkpoint.require_match(found, {}, "file")
+
+
+def test_removing_a_checkpoint_removes_its_manifest(tmp_path):
+    path = save(tmp_path, 1)
+    AtomicCheckpointIO().remove_checkpoint(path)
+    assert not list(tmp_path.iterdir())
+
+
+def save_for_ever(folder, acknowledge):
+    torch.set_num_threads(1)
+    for step in count(1):
+        state = {"model.x": torch.full((100_000,), float(step))}
+        path = folder / f"{step:09d}.ckpt"
+        AtomicCheckpointIO().save_checkpoint({"global_step": step, "state_dict": state}, path)
+        for old in checkpoints(folder)[2:]:
+            AtomicCheckpointIO().remove_checkpoint(old)
+        acknowledge.send(step)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no manifest")
+def test_kills_while_saving_never_lose_an_acknowledged_checkpoint(tmp_path):
+    for trial in range(30):
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        receive, send = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(folder, send))
+        process.start()
+        acknowledged = [receive.recv() for _ in range(3)]
+        time.sleep(0.0007 * trial)  # so that kills fall into every part of a save
+        process.kill()
+        process.join()
+        while receive.poll():
+            acknowledged.append(receive.recv())
+        newest = read_checkpoint(newest_valid(folder))
+        assert newest["global_step"] >= acknowledged[-1] >= 3
+        assert float(newest["state_dict"]["model.x"][0]) == newest["global_step"]
+        assert len(list(folder.glob(".*.tmp"))) <= 1

@@ -1,0 +1,346 @@
+"""A family of a few numbers whose whole run takes milliseconds, for the tests of the harness; also a program.
+
+``python toy_run.py '{"folder": ..., "steps": ...}'`` trains, resuming what is there, for tests that need a process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from xlm.callbacks import EMA, BestCheckpoint, MetricsFile, Saver
+from xlm.checkpoint import AtomicCheckpointIO, newest_valid
+from xlm.data.order import Place, Plan, Sequential, TrainLoader, make_loader
+from xlm.harness import Harness
+
+VOCAB, PAD = 8, 0
+
+
+class ToyModel(nn.Module):
+    """Predicts a token from the one before it."""
+
+    def __init__(self, dropout=0.0, dtype=torch.float64):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.embed = nn.Embedding(VOCAB, 6, dtype=dtype)
+        self.head = nn.Linear(6, VOCAB, bias=False, dtype=dtype)
+        for parameter in self.parameters():
+            parameter.data.normal_(generator=generator)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids):
+        return self.head(self.dropout(self.embed(ids)))
+
+
+class ToyLoss:
+    """Nats per real token; rows have unequal lengths."""
+
+    def __init__(self, model, tokenizer=None, seen=None):
+        self.model, self.tokenizer, self.seen = model, tokenizer, seen
+        self.configured = 0
+
+    def configure(self, harness):
+        self.configured += 1
+        self.scale = torch.ones((), device=harness.device)
+
+    def rows(self, batch):
+        logits = self.model(batch["ids"][:, :-1])
+        targets = batch["ids"][:, 1:]
+        ce = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        return (ce * (targets != PAD)).sum(-1), (targets != PAD).sum(-1)
+
+    def loss_fn(self, batch):
+        nll, n_tokens = self.rows(batch)
+        if self.seen is not None and self.model.training:
+            self.seen.append(batch["index"].tolist())
+        total = n_tokens.sum()
+        loss = self.scale * nll.sum() / total
+        return {
+            "loss": loss,
+            "loss_denominator": total,
+            "nll": nll.detach(),
+            "n_tokens": n_tokens,
+            "half": loss.detach() / 2,
+        }
+
+
+class ToyPredictor:
+    """Repeats the most likely token once."""
+
+    noise_schedule = None
+
+    def __init__(self, model, tokenizer=None):
+        self.model, self.tokenizer = model, tokenizer
+
+    def predict(self, batch):
+        ids = self.model(batch["ids"][:, :1]).argmax(-1)
+        return {"ids": ids, "lengths": torch.ones(len(ids)), "n_calls": torch.full((len(ids),), 3)}
+
+    def to_dict(self, batch, preds):
+        return [
+            {"index": index, "prompt": "\u2028é", "prediction": str(ids[0]), "ids": ids, "n_calls": 3}
+            for index, ids in zip(batch["index"].tolist(), preds["ids"].tolist(), strict=True)
+        ]
+
+    def log_likelihood(self, batch, *, draws=1):
+        nll, n_tokens = ToyLoss(self.model).rows(batch)
+        return {
+            "nll": nll.double(),
+            "n_tokens": n_tokens,
+            "kind": "exact",
+            "estimator": "toy",
+            "n_calls": 2 * draws,
+            "mc_variance": torch.ones_like(nll),
+        }
+
+
+def toy_rows(size):
+    """Texts of one to five tokens."""
+    generator = np.random.default_rng(0)
+    return [generator.integers(1, VOCAB, size=1 + n % 5) for n in range(size)]
+
+
+def collate(examples):
+    rows = [[1, *example["input_ids"].tolist()] for example in examples]
+    longest = max(map(len, rows))
+    return {
+        "ids": torch.tensor([row + [PAD] * (longest - len(row)) for row in rows]),
+        "index": torch.tensor([example["index"] for example in examples]),
+        "attention_mask": None,
+    }
+
+
+def fetch(rows, indices, positions, keys):
+    columns = zip(indices.tolist(), positions.tolist(), keys.tolist(), strict=True)
+    return [{"input_ids": rows[i], "index": i, "position": p, "noise_key": k} for i, p, k in columns]
+
+
+class Metric:
+    """The share of predictions of one token; sums over this process."""
+
+    def to(self, device):
+        return self
+
+    def reset(self):
+        self.right = self.seen = 0
+
+    def update(self, examples, rows):
+        self.right += sum(
+            len(example["target"]) == row["index"] % 5 + 1 for example, row in zip(examples, rows, strict=True)
+        )
+        self.seen += len(rows)
+
+    def compute(self):
+        return {"right": self.right / max(self.seen, 1)}
+
+
+def manager(name, kind, rows):
+    return SimpleNamespace(
+        name=name,
+        kind=kind,
+        rows=rows,
+        metrics=[Metric()] if kind == "prediction" else [],
+        event_space="open",
+        n_bytes=lambda indices: torch.tensor([2 * len(rows[i]) for i in indices]),
+        examples=lambda indices: [{"target": "x" * len(rows[i])} for i in indices],
+    )
+
+
+class ToyData(pl.LightningDataModule):
+    """The order of training from the real loader; two data sets a split in evaluation."""
+
+    def __init__(self, *, steps, size=20, batch=8, workers=0, eval_size=7, seed=0):
+        super().__init__()
+        self.rows, self.steps, self.workers = toy_rows(size), steps, workers
+        self.plan = Plan(size, batch, seed)
+        self.evaluations = [
+            manager("texts", "loss", toy_rows(eval_size)),
+            manager("answers", "prediction", toy_rows(eval_size)),
+        ]
+        self.loader, self.start = None, None
+
+    def managers(self, split):
+        return self.evaluations
+
+    def train_dataloader(self):
+        place = Place(self.trainer.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches)
+        self.loader = TrainLoader(
+            partial(fetch, self.rows), self.plan, place, self.steps, collate, num_workers=self.workers
+        )
+        if self.start is not None:
+            self.loader.load_state_dict(self.start)
+        return self.loader
+
+    def _evaluation(self):
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return [
+            make_loader(
+                Sequential(partial(fetch, m.rows), len(m.rows), 0, rank=rank, world=world), collate, batch_size=2
+            )
+            for m in self.evaluations
+        ]
+
+    val_dataloader = test_dataloader = predict_dataloader = _evaluation
+
+    def state_dict(self):
+        return self.loader.state_dict() if self.loader is not None else self.start or {}
+
+    def load_state_dict(self, state):
+        self.start = state
+
+
+class Hook(pl.Callback):
+    """Calls ``action(trainer)`` at a hook."""
+
+    def __init__(self, hook, action):
+        setattr(self, hook, lambda trainer, *args: action(trainer))
+
+
+def schedule(optimizer, steps):
+    return LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+
+def make_run(
+    folder,
+    *,
+    steps=6,
+    accumulate=1,
+    every=2,
+    validate=3,
+    workers=0,
+    dropout=0.3,
+    ema=0.9,
+    devices=1,
+    batch=8,
+    size=20,
+    clip_norm=0.5,
+    callbacks=(),
+    compile=False,
+    lr=0.1,
+    best=False,
+    dtype=torch.float64,
+    eval_size=7,
+    **options,
+):
+    """(trainer, harness, data) of one part of a run in ``folder``."""
+    folder = Path(folder)
+    model = ToyModel(dropout, dtype)
+    seen = []
+    harness = Harness(
+        model=model,
+        loss=ToyLoss(model, seen=seen),
+        predictor=ToyPredictor(model),
+        tokenizer=range(VOCAB),
+        optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=lr, fused=True),
+        lr_scheduler=schedule,
+        clip_norm=clip_norm,
+        compile=compile,
+    )
+    all_callbacks = [Saver(folder / "checkpoints", every=every), *callbacks]
+    if ema:
+        all_callbacks.append(EMA(ema))
+    if best:
+        all_callbacks.append(BestCheckpoint(folder / "checkpoints", "val/texts/loss"))
+    trainer = pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "devices": devices,
+            "max_steps": steps,
+            "accumulate_grad_batches": accumulate,
+            "val_check_interval": min(validate, steps) * accumulate,
+            "limit_val_batches": 1.0 if validate else 0,
+            "plugins": [AtomicCheckpointIO()],
+            "callbacks": all_callbacks,
+            "logger": MetricsFile(folder / "metrics.csv"),
+            "log_every_n_steps": 1,
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": True,
+            "default_root_dir": folder,
+            **options,
+        }
+    )
+    return trainer, harness, ToyData(steps=steps, workers=workers, batch=batch, size=size, eval_size=eval_size)
+
+
+def train(folder, **options):
+    """Train a run, resuming what is in ``folder``."""
+    trainer, harness, data = make_run(folder, **options)
+    checkpoint = newest_valid(Path(folder) / "checkpoints")
+    trainer.fit(harness, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return trainer, harness, data
+
+
+def digest(value):
+    """sha256 of a nest of tensors and numbers."""
+    hashed = hashlib.sha256()
+
+    def walk(item):
+        if isinstance(item, dict):
+            for key in sorted(item, key=str):
+                hashed.update(str(key).encode())
+                walk(item[key])
+        elif isinstance(item, (list, tuple)):
+            for part in item:
+                walk(part)
+        elif isinstance(item, torch.Tensor):
+            hashed.update(item.detach().cpu().contiguous().numpy().tobytes())
+        else:
+            hashed.update(repr(item).encode())
+
+    walk(value)
+    return hashed.hexdigest()
+
+
+def final_state(folder):
+    """Digests of all that must be equal between a straight run and an interrupted one."""
+    content = torch.load(newest_valid(Path(folder) / "checkpoints"), weights_only=True)
+    parts = {
+        "step": content["global_step"],
+        "ema": content["state_dict"],
+        "raw": content.get("current_model_state"),
+        "optimizer": content["optimizer_states"],
+        "lr": content["lr_schedulers"],
+        "data": content["ToyData"],
+        "tokens": content["xlm"]["tokens"],
+    }
+    return {name: digest(part) for name, part in parts.items()}
+
+
+def main(options):
+    """Run one part; append step and indices of every batch to ``batches.jsonl``; signal this process when told to."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    folder = Path(options.pop("folder"))
+    hook, at, name = options.pop("signal", (None, None, None))
+
+    def report(trainer):
+        with open(folder / "batches.jsonl", "a") as log:
+            log.write(json.dumps([trainer.global_step, trainer.lightning_module.loss.seen[-1]]) + "\n")
+
+    def send(trainer):
+        if trainer.global_step == at:
+            for number in name.split():
+                os.kill(os.getpid(), getattr(signal, number))
+
+    signals = [Hook(hook, send)] if hook else []
+    train(folder, callbacks=[Hook("on_train_batch_end", report), *signals], **options)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
