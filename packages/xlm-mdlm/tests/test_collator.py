@@ -83,10 +83,15 @@ class TestInfillCollator(CollatorContract):
 
 class TestSeq2SeqPredictionCollator(PredictionCollatorContract):
     def collator(self):
-        return MDLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_prompt_length=6, max_target_length=5)
+        return MDLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=11, max_target_length=5)
 
     def examples(self):
         return seq2seq_examples([3, 6, 0], [4, 1, 2])
+
+
+class TestCompletionCollator(TestSeq2SeqPredictionCollator):
+    def collator(self):
+        return MDLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=11)
 
 
 class TestInfillPredictionCollator(PredictionCollatorContract):
@@ -173,7 +178,7 @@ def test_an_open_canvas_is_filled_with_eos_which_can_be_hidden_but_is_counted_on
 
 
 def test_a_text_that_leaves_no_room_for_eos_is_refused():
-    with pytest.raises(UserError, match="a row has 8 tokens, 7 fit in datamodule.max_length"):
+    with pytest.raises(UserError, match=r"a row has 8 tokens, 7 fit in datamodule\.max_length"):
         lm(event_space="open")(lm_examples([8]))
 
 
@@ -205,11 +210,27 @@ def test_given_tokens_are_neither_hidden_nor_counted():
 
 
 def test_a_prompt_to_complete_is_followed_by_masks():
-    collate = MDLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_prompt_length=6, max_target_length=2)
+    collate = MDLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=8, max_target_length=2)
     batch = collate(keyed([{"prompt_ids": [4]}, {"prompt_ids": [5, 6]}]))
     assert batch["input_ids"].tolist() == [[PAD, 4, MASK, MASK], [5, 6, MASK, MASK]]
     assert batch["prompt_lengths"].tolist() == [1, 2]
     assert batch["ends_at_eos"].all()
+
+
+def test_without_a_target_length_a_prompt_is_completed_to_the_longest_row():
+    collate = MDLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=5)
+    batch = collate(keyed([{"prompt_ids": [4]}, {"prompt_ids": [5, 6, 7]}]))
+    assert batch["input_ids"].tolist() == [[4, MASK, MASK, MASK, MASK], [5, 6, 7, MASK, MASK]]
+    assert batch["predicted"].tolist() == [[False] + [True] * 4, [False] * 3 + [True] * 2]
+    assert batch["attention_mask"] is None
+
+
+@pytest.mark.parametrize(("options", "fits"), [({}, 7), ({"max_target_length": 3}, 5), ({"max_prompt_length": 2}, 2)])
+def test_a_prompt_may_take_what_the_canvas_leaves(options, fits):
+    collate = MDLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=8, **options)
+    collate(keyed([{"prompt_ids": [4] * fits}]))
+    with pytest.raises(UserError, match=f"a row has {fits + 1} tokens, {fits} fit"):
+        collate(keyed([{"prompt_ids": [4] * (fits + 1)}]))
 
 
 def test_a_template_to_fill_in_has_masks_in_its_gaps():

@@ -1,1 +1,1 @@
-"""xlm_mdlm: see README.md."""
+"""Masked discrete diffusion language models for xlm; see README.md."""

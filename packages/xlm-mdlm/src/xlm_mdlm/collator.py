@@ -34,8 +34,19 @@ class MDLMCollator:
         noise_schedule: u(t) and the weight of the bound.
         max_length: Longest window; size of the canvas.
         seed: Where the sequence of times starts.
-        event_space: ``window`` or ``open``.
+        event_space: ``window`` or ``open``; ``given_length`` treats texts as windows of their own length.
         t_min: Least time drawn, in [0, 1). Above 0 it bounds the weight 1/t, and drops as much of the bound.
+
+    Example:
+        >>> from xlm.noise import LinearSchedule
+        >>> from xlm.testing.factories import keyed, tiny_tokenizer  # 0 pad, 1 mask, 2 bos, 3 eos, then letters
+        >>> parts = {"tokenizer": tiny_tokenizer(), "noise_schedule": LinearSchedule(), "seed": 0}
+        >>> collate = MDLMCollator(**parts, max_length=5, event_space="open", t_min=0.9)
+        >>> batch = collate(keyed([{"input_ids": [4, 5]}]))
+        >>> batch["target_ids"].tolist(), batch["n_tokens"].tolist()
+        ([[4, 5, 3, 3, 3]], [3])
+        >>> batch["input_ids"].tolist()
+        [[1, 1, 1, 1, 1]]
     """
 
     def __init__(
@@ -102,18 +113,39 @@ class MDLMSeq2SeqCollator:
 
 
 class MDLMSeq2SeqPredictionCollator:
-    """Role ``seq2seq_prediction``: a clean prompt, left-padded, then an empty canvas. Targets are not looked at."""
+    """Role ``seq2seq_prediction``: a clean prompt and then an empty canvas. Targets are not looked at.
+
+    Args:
+        tokenizer: Has a mask token.
+        max_length: Longest prompt and canvas together.
+        max_prompt_length: Longest prompt; null is what the canvas leaves of ``max_length``.
+        max_target_length: Size of the canvas, with prompts left-padded in front of it; null is all that a prompt leaves
+            of ``max_length``, for a network that was trained on text without prompts.
+    """
 
     event_space: EventSpace = "open"
 
-    def __init__(self, *, tokenizer: Tokenizer, max_prompt_length: int, max_target_length: int) -> None:
-        self.max_prompt_length, self.max_target_length = max_prompt_length, max_target_length
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        max_length: int,
+        max_prompt_length: int | None = None,
+        max_target_length: int | None = None,
+    ) -> None:
+        self.max_length, self.max_target_length = max_length, max_target_length
+        self.max_prompt_length = (
+            max_length - (max_target_length or 1) if max_prompt_length is None else max_prompt_length
+        )
         self.pad_id, self.mask_id = special_id(tokenizer, "pad"), special_id(tokenizer, "mask")
 
     def __call__(self, examples: list[Example]) -> MDLMPredictionBatch:
         """Put an empty canvas after every ``prompt_ids``."""
-        canvas = empty_canvases(len(examples), self.mask_id, self.max_target_length)
-        layout = prompted(examples, canvas, self.pad_id, self.max_prompt_length)
+        if self.max_target_length is None:
+            layout = completions(examples, self.mask_id, self.max_prompt_length, self.max_length)
+        else:
+            canvas = empty_canvases(len(examples), self.mask_id, self.max_target_length)
+            layout = prompted(examples, canvas, self.pad_id, self.max_prompt_length)
         prompt_lengths = [len(example["prompt_ids"]) for example in examples]
         return prediction_batch(examples, layout, prompt_lengths=prompt_lengths, ends_at_eos=True)
 
@@ -238,6 +270,14 @@ def prompted(examples: list[Example], canvas: Layout, pad_id: int, max_prompt_le
         layout.attention_mask = padding_mask(lengths + canvas.ids.shape[1], ids.shape[1], "left")
         layout.positions = (torch.arange(ids.shape[1]) - torch.from_numpy(width - lengths)[:, None]).clamp_(min=0)
     return layout
+
+
+def completions(examples: list[Example], mask_id: int, max_prompt_length: int, max_length: int) -> Layout:
+    """Each prompt, then as many mask tokens as make a row of ``max_length``."""
+    prompts = [example["prompt_ids"] for example in examples]
+    lengths = lengths_within(prompts, max_prompt_length, "datamodule.max_length")
+    predicted = ~padding_mask(lengths, max_length)
+    return Layout(pad(prompts, mask_id, length=max_length), predicted, predicted.sum(1))
 
 
 class Noise:
