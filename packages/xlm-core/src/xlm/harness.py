@@ -21,6 +21,7 @@ from xlm import checkpoint as checkpoints
 from xlm.errors import UserError
 from xlm.evaluation import Evaluation, LossEvaluation, PredictionEvaluation
 from xlm.noise import Stream, noise_key
+from xlm.optim import global_norm
 from xlm.ranks import gather
 from xlm.window import NonFiniteError, Verdict, Window
 
@@ -41,7 +42,7 @@ class Harness(pl.LightningModule):
         seed: Of everything random in the run.
         clip_norm: Greatest norm of the gradient; None does not clip.
         compile: Whether training runs the loss through ``torch.compile``.
-        likelihood_draws: Monte-Carlo draws a sequence in a test's likelihood.
+        likelihood_draws: Monte-Carlo draws a sequence in likelihoods; validations during training take the loss's one.
         log_samples: Predictions of each data set that are kept for showing.
     """
 
@@ -159,14 +160,14 @@ class Harness(pl.LightningModule):
         """
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         sums = self._sums_over_ranks()
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = global_norm(parameters)
         factor = torch.ones_like(norm) if parts == 1 else (parts / sums[1]).to(norm)
         norm = norm * factor
         if self.clip_norm is not None:
             factor = factor * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         if parts > 1 or self.clip_norm is not None:
-            torch._foreach_mul_(gradients, factor)
+            torch._foreach_mul_([parameter.grad for parameter in parameters], factor)
         self._submit(Verdict(self.trainer.global_step + 1, self._window, norm, sums), optimizer)
         self._lr, self._window = optimizer.param_groups[0]["lr"], Window()
 
@@ -273,7 +274,7 @@ class Harness(pl.LightningModule):
     def _evaluation(self, split: str, manager: Any) -> Evaluation:
         name = f"{split}.{manager.name}"
         if manager.kind == "loss":
-            draws = None if split == "val" else self.likelihood_draws
+            draws = None if self.trainer.state.fn == TrainerFn.FITTING else self.likelihood_draws
             return LossEvaluation(name, manager, loss=self.loss, predictor=self.predictor, draws=draws)
         return PredictionEvaluation(
             name,
