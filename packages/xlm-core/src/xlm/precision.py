@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from xlm.errors import UserError
@@ -46,5 +48,5 @@ def resolve_precision(precision: str, *, device: str, d_model: int | None = None
 
 def has_amx() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
     return bool(capabilities.get("amx_bf16", False))
