@@ -28,7 +28,7 @@ FEWEST_CLUES = {4: 4, 6: 8, 9: 17}
 """No puzzle with fewer clues has a unique solution (9x9: McGuire, Tugemann and Civario, 2012)."""
 
 _DEFAULT_CLUES = {4: (6, 9), 6: (14, 20), 9: (28, 40)}
-_PATTERNS, _IMAGES = 64, 4000  # a batch: so many patterns, and so many images of them before the split takes its share
+_PATTERNS, _IMAGES = 32, 4000  # a batch: so many patterns, and so many images of them before the split takes its share
 
 
 class Sudoku:

@@ -1,0 +1,215 @@
+"""The options that tasks ship: they compose with the core's configuration, build, and give right answers full marks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import xlm
+from xlm.config import compose
+from xlm.config.validation import validate
+from xlm.data.datamodule import DataModule
+from xlm.instantiate import construct
+from xlm.tasks.sudoku import solutions
+
+OPTIONS = Path(xlm.__file__).parent / "configs" / "lightning_train"
+PUZZLES = ["sudoku_4x4", "sudoku_6x6", "sudoku_9x9"]
+TASKS = ["sudoku_4x4", "sudoku_6x6", "star_easy"]  # 9x9 differs in nothing but its lengths
+ROLES = ("lm", "seq2seq", "seq2seq_prediction", "infill", "infill_prediction", "unconditional")
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (OPTIONS / group).glob("*.yaml"))
+
+
+def collate(examples):
+    return examples
+
+
+def small(option: str) -> list[str]:
+    """Overrides that leave a few rows of every data set."""
+    managers = compose([f"datamodule={option}"]).datamodule.dataset_managers
+    keys = [f"{split}.{name}" for split in managers for name in managers[split] if "n" in managers[split][name].source]
+    return [f"datamodule={option}", *(f"datamodule.dataset_managers.{key}.source.n=3" for key in keys)]
+
+
+def checked(overrides: list[str]):
+    config = compose(overrides)
+    config.family = "any"  # a model_type sets it; the core has none
+    return validate(config)
+
+
+def build(tmp_path, overrides: list[str], roles=ROLES) -> DataModule:
+    config = compose([*overrides, f"datamodule.cache_dir={tmp_path / 'cache'}"])
+    data = construct(config.datamodule, seed=7)
+    data.prepare(construct(config.tokenizer))
+    data.bind({role: (lambda: collate) for role in roles})
+    return data
+
+
+def mark(manager, predict) -> dict[str, float]:
+    """Every metric of a data set for the predictions that ``predict(example)`` gives."""
+    examples = manager.examples(range(len(manager)))
+    values = {}
+    for metric in manager.metrics.values():
+        metric.reset()
+        metric.update(examples, [{"prediction": predict(example)} for example in examples])
+        values |= metric.compute()
+    return values
+
+
+@pytest.mark.parametrize("option", options("datamodule"))
+def test_every_key_of_a_datamodule_is_an_argument_with_a_value_of_its_type(option, tmp_path):
+    config = checked([f"datamodule={option}", f"datamodule.path={tmp_path}"])
+    assert config.datamodule.dataset_managers.train
+
+
+@pytest.mark.parametrize("option", options("dataset_manager"))
+def test_every_dataset_manager_can_be_added_to_another_run_with_its_own_settings(option, tmp_path):
+    added = f"+dataset_manager@datamodule.dataset_managers.test.added={option}"
+    config = checked(["datamodule=text", f"datamodule.path={tmp_path}", added])
+    alone = construct(config.datamodule).managers("test")[-1]
+    assert alone.name == "added"
+    assert getattr(alone.source, "split", "test") == "test"
+    if option.startswith("sudoku"):
+        assert alone.source.size == int(option.split("_")[1].partition("x")[0])
+
+
+@pytest.mark.parametrize("option", sorted({*options("tokenizer")} - {"pretrained"}))
+def test_every_tokenizer_gives_back_the_words_of_its_training_text(option):
+    tokenizer = construct(compose([f"tokenizer={option}"]).tokenizer).build(["11 5 5 3"])
+    ids = tokenizer.encode("11 5 5 3", add_special_tokens=False)
+    assert tokenizer.decode(ids) == "11 5 5 3"
+
+
+def test_a_pretrained_tokenizer_is_named_by_the_user():
+    assert construct(compose(["tokenizer=pretrained", "tokenizer.name=gpt2"]).tokenizer).name == "gpt2"
+
+
+@pytest.mark.parametrize(("option", "tokenizer"), [*((puzzle, "char") for puzzle in PUZZLES), ("star_easy", "word")])
+def test_a_task_brings_its_tokenizer_and_the_user_may_take_another(option, tokenizer):
+    assert compose([f"datamodule={option}"]).choices.tokenizer == tokenizer
+    assert compose([f"datamodule={option}", "tokenizer=byte"]).choices.tokenizer == "byte"
+
+
+@pytest.mark.parametrize("option", TASKS)
+@pytest.mark.parametrize("view", ["infill", "seq2seq"])
+def test_both_views_fit_their_lengths_and_right_answers_get_full_marks(option, view, tmp_path):
+    data = build(tmp_path, small(option), roles=(view, f"{view}_prediction"))
+    for split in ("val", "test"):
+        loss, prediction = data.managers(split)
+        assert (loss.role, prediction.role) == (view, f"{view}_prediction")
+        assert loss.source.split == prediction.source.split == split
+        values = mark(prediction, lambda example: example["target"])
+        assert values["exact_match"] == values["token_accuracy"] == values["validity"] == 1
+        values = mark(prediction, lambda example: example["target"][::-1].replace("1", "2"))
+        assert values["exact_match"] == values["validity"] == 0
+
+
+@pytest.mark.parametrize("option", TASKS)
+def test_longest_rows_fill_the_lengths_exactly(option, tmp_path):
+    data = build(tmp_path, small(option), roles=("seq2seq", "seq2seq_prediction"))
+    example = next(iter(data.val_dataloader()[0]))[0]
+    assert len(example["prompt_ids"]) == data.max_prompt_length
+    assert len(example["target_ids"]) == data.max_target_length - 1
+    assert data.max_length == data.max_prompt_length + data.max_target_length
+
+
+@pytest.mark.parametrize("option", TASKS)
+def test_only_what_is_not_given_is_to_be_filled_in(option, tmp_path):
+    data = build(tmp_path, small(option), roles=("infill", "infill_prediction"))
+    example = next(iter(data.val_dataloader()[1]))[0]
+    raw = data.managers("val")[1].examples([0])[0]
+    units = list(raw["target"]) if option in PUZZLES else raw["target"].split()
+    asked = [unit for unit, fixed in zip(units, example["fixed"], strict=True) if not fixed]
+    if option in PUZZLES:
+        assert len(asked) == raw["prompt"].count(".")
+    else:
+        assert asked == raw["target"].split()[-8:]
+
+
+@pytest.mark.parametrize("option", TASKS)
+def test_the_vocabulary_has_everything_that_other_splits_need(option, tmp_path):
+    overrides = [word for word in small(option) if ".train." not in word]
+    train = "sudoku" if option in PUZZLES else "star"
+    data = build(tmp_path, [*overrides, f"datamodule.dataset_managers.train.{train}.source.n=50"])
+    for split in ("val", "test"):
+        assert all(not manager.report.get("unknown") for manager in data.managers(split))
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        (
+            "text",
+            {"document": "line", "pattern": "*.md", "errors": "replace", "val_fraction": 0.2, "test_fraction": 0.3},
+        ),
+        ("stdlib", {"max_bytes": 50_000, "val_fraction": 0.2, "test_fraction": 0.3}),
+        ("sudoku_4x4", {"clues": [7, 8]}),
+    ],
+)
+def test_what_is_said_of_the_training_source_holds_for_the_other_splits(option, values):
+    name = "sudoku" if option.startswith("sudoku") else "text"
+    given = [f"datamodule.dataset_managers.train.{name}.source.{key}={value}" for key, value in values.items()]
+    managers = construct(compose([f"datamodule={option}", "datamodule.path=.", *given]).datamodule)
+    sources = [managers.managers(split)[0].source for split in ("train", "val", "test")]
+    for key in values:
+        assert len({str(getattr(source, key)) for source in sources}) == 1
+    assert [source.split for source in sources] == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize("option", PUZZLES)
+def test_all_puzzles_of_a_data_module_have_the_size_of_its_name(option):
+    data, size = construct(compose([f"datamodule={option}"]).datamodule), int(option[-1])
+    assert (data.max_prompt_length, data.max_target_length) == (size**2, size**2 + 1)
+    sizes = {manager.source.size for split in ("train", "val", "test") for manager in data.managers(split)}
+    assert sizes == {size}
+
+
+def test_star_sizes_are_those_of_the_paper():
+    data = construct(compose(["datamodule=star_easy"]).datamodule)
+    assert [data.managers(split)[0].source.n for split in ("train", "val", "test")] == [50_000, 100, 5000]
+    assert [data.managers(split)[1].source.n for split in ("val", "test")] == [100, 5000]
+
+
+def test_the_runs_seed_orders_the_data_and_does_not_choose_it():
+    data = construct(compose(["datamodule=sudoku_4x4", "seed=3"]).datamodule, seed=3)
+    assert data.seed == 3
+    assert {manager.source.seed for split in ("train", "val", "test") for manager in data.managers(split)} == {0}
+
+
+def test_text_is_split_once_and_packed_or_open_as_one_key_says(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"Paragraph {i} has some words." for i in range(200)))
+    overrides = ["datamodule=text", f"datamodule.path={path}", "datamodule.max_length=32"]
+    packed, open_ = build(tmp_path, overrides), build(tmp_path, [*overrides, "datamodule.event_space=open"])
+    assert {manager.event_space for manager in packed.managers("val")} == {"window"}
+    first = next(iter(packed.val_dataloader()[0]))[0]
+    assert len(first["input_ids"]) == 32
+    splits = [open_.managers(split)[0] for split in ("train", "val", "test")]
+    texts = [{row["text"] for row in manager.source.rows()} for manager in splits]
+    assert sum(map(len, texts)) == len(set().union(*texts)) == 200
+    assert {manager.event_space for manager in open_.managers("val")} == {"open"}
+
+
+def test_a_document_longer_than_an_open_row_is_split_and_counted(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"{i:03} " + "words " * 20 for i in range(30)))
+    open_ = ["datamodule.max_length=32", "datamodule.event_space=open"]
+    overrides = ["datamodule=text", f"datamodule.path={path}", *open_]
+    assert build(tmp_path, overrides).managers("train")[0].report["split"] > 0
+
+
+def test_the_standard_library_needs_no_path(tmp_path):
+    data = build(tmp_path, ["datamodule=stdlib", "datamodule.dataset_managers.train.text.source.max_bytes=60000"])
+    assert all(len(data.managers(split)[0]) > 0 for split in ("train", "val", "test"))
+    assert [manager.role for manager in data.managers("test")] == ["lm", "unconditional"]
+    assert len(data.managers("test")[1]) == 8
+
+
+def test_a_puzzle_survives_the_tokenizer(tmp_path):
+    data = build(tmp_path, small("sudoku_6x6"), roles=("seq2seq", "seq2seq_prediction"))
+    example = next(iter(data.val_dataloader()[0]))[0]
+    assert data.tokenizer is not None
+    prompt, target = (data.tokenizer.decode(example[f"{name}_ids"]) for name in ("prompt", "target"))
+    assert solutions(prompt, limit=2) == [target]
