@@ -1,0 +1,16 @@
+"""One module a command. Each has ``Options`` (the keys of this call), ``KEYS`` (others worth knowing) and ``run``.
+
+They import torch, Lightning and Hydra when they run, not when they are looked at.
+"""
+
+from __future__ import annotations
+
+COMMANDS = {
+    "train": "train, validate and test; writes a run directory",
+    "eval": "likelihoods and prediction metrics of a finished run",
+    "generate": "text from prompts, templates or nothing",
+    "prepare_data": "build the tokenizer and the data caches of a task",
+    "check": "show what a configuration means: one decoded batch, one step",
+    "info": "installed families and tasks, and which go together",
+}
+"""Name and summary of every command."""

@@ -1,0 +1,86 @@
+"""``xlm check``: what a configuration means, before it costs anything: one batch, decoded, and one step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from xlm.commands.train import KEYS, TOP_LEVEL
+from xlm.errors import UserError
+
+if TYPE_CHECKING:
+    from xlm.commands.assemble import Parts
+
+__all__ = ["KEYS", "TOP_LEVEL", "run"]
+
+ROWS = 4
+"""Examples in the batch that is shown."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Compose, check, decode a batch, take a step."""
+    from xlm.commands.assemble import assemble, build_harness
+    from xlm.commands.tables import show_table
+    from xlm.commands.train import prepare
+    from xlm.commands.trainer import device
+
+    config = prepare(words)
+    parts = assemble(config, splits=("train", "val"))
+    batch = _first_batch(parts)
+    show_table("one batch", ["key", "shape", "type"], [[key, *_shape(value)] for key, value in batch.items()])
+    show_table("its rows", ["row", "key", "tokens"], _decoded(batch, parts.tokenizer))
+    harness = build_harness(config, parts).to(device(config.trainer.accelerator))
+    show_table("one step", ["", ""], _step(harness, batch))
+    return 0
+
+
+def _first_batch(parts: Parts) -> Mapping[str, Any]:
+    """The first examples of the global order."""
+    from xlm.data.order import Place
+
+    data = parts.datamodule
+    if not data.managers("train"):
+        fix = "choose a datamodule that has a data set to train on"
+        raise UserError("there is no training data", where="datamodule.dataset_managers.train", fix=fix)
+    data.global_batch_size = min(data.global_batch_size, ROWS)
+    data.device_batch_size, data.num_workers = None, 0
+    batch: Mapping[str, Any] = next(iter(data.train_loader(Place(0, 1, 1), steps=1)))
+    return batch
+
+
+def _shape(value: Any) -> tuple[str, str]:
+    return (str(list(value.shape)), str(value.dtype)) if hasattr(value, "shape") else ("", type(value).__name__)
+
+
+def _decoded(batch: Mapping[str, Any], tokenizer: Any) -> list[list[Any]]:
+    ids = {key: value for key, value in batch.items() if key.endswith("_ids") and getattr(value, "ndim", 0) == 2}
+    n_rows = max((len(value) for value in ids.values()), default=0)
+    return [[row, key, tokenizer.decode(ids[key][row].tolist())] for row in range(n_rows) for key in ids]
+
+
+def _step(harness: Any, batch: Mapping[str, Any]) -> list[list[Any]]:
+    """One optimizer step with the loss, the norm and the time that it takes."""
+    from xlm.optim import global_norm
+    from xlm.protocols import Configurable
+
+    started = time.perf_counter()
+    if isinstance(harness.loss, Configurable):
+        harness.loss.configure(harness)
+    placed = {key: value.to(harness.device) if hasattr(value, "to") else value for key, value in batch.items()}
+    optimizer = harness.make_optimizer(harness.model)
+    losses = harness.loss.loss_fn(placed)
+    losses["loss"].backward()
+    norm = float(global_norm(harness.model.parameters()))
+    optimizer.step()
+    loss = float(losses["loss"].detach())
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise RuntimeError(f"the first step is not finite: loss {loss}, gradient norm {norm}; fix: lower optimizer.lr")
+    return [
+        ["parameters", harness.n_parameters],
+        ["loss", loss],
+        ["gradient norm", norm],
+        ["seconds", time.perf_counter() - started],
+        ["device", str(harness.device)],
+    ]

@@ -1,0 +1,71 @@
+"""``xlm eval``: likelihoods and prediction metrics of a finished run, on its own data sets and on added ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+if TYPE_CHECKING:
+    from xlm.commands.loading import LoadedRun
+
+TOP_LEVEL = ("checkpoint", "weights", "seed", "run_dir", "trusted_packages")
+KEYS = {
+    "+dataset_manager@datamodule.dataset_managers.test.NAME": "a further data set to evaluate on",
+    "~datamodule.dataset_managers.test.NAME": "leave one out",
+    "predictor": "another sampler of the family",
+    "predictor.temperature": "and the sampler's other values: top_p, top_k ...",
+    "harness.likelihood_draws": "network calls a sequence, where the likelihood is a bound",
+    "datamodule.device_batch_size": "examples at a time",
+    "trainer.limit_test_batches": "batches of each data set",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Top-level keys of ``xlm eval``."""
+
+    split: Annotated[Literal["test", "val"], "which data sets"] = "test"
+
+
+def run(words: Sequence[str]) -> int:
+    """Evaluate; results go to ``RUN/eval/<time>``, or ``run_dir``."""
+    from xlm.commands.assemble import build_evaluator, build_harness
+    from xlm.commands.loading import open_run, run_config
+    from xlm.config.top_level import read
+
+    split = read(Options, run_config(words, Options)).split
+    loaded = open_run(words, Options, splits=(split,))
+    folder = Path(loaded.config.run_dir or loaded.folder / "eval" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    harness = build_harness(loaded.config, loaded.parts)
+    harness.weights = loaded.weights.kind
+    trainer = build_evaluator(loaded.config, folder)
+    started = time.time()
+    evaluate = {"test": trainer.test, "val": trainer.validate}[split]
+    evaluate(harness, datamodule=loaded.parts.datamodule, verbose=False)
+    if trainer.is_global_zero:
+        results = {name: {**values, "step": loaded.weights.step} for name, values in harness.results.items()}
+        _finish(folder, loaded, results, words, time.time() - started)
+    return 0
+
+
+def _finish(folder: Path, loaded: LoadedRun, results: dict[str, Any], words: Sequence[str], seconds: float) -> None:
+    from xlm.commands import rundir
+    from xlm.commands.tables import show_paths, show_results
+    from xlm.config.runs import write_config
+
+    about = {
+        "weights": loaded.weights.kind,
+        "checkpoint": str(loaded.config.checkpoint),
+        "wall_seconds": seconds,
+        "peak_memory": rundir.peak_memory(),
+        **rundir.environment(loaded.config),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, loaded.config, words)
+    path = rundir.write_results(folder, results, about)
+    show_results(results)
+    predictions = sorted((folder / "predictions").glob("*.jsonl"))
+    show_paths([path, *predictions])

@@ -1,0 +1,34 @@
+"""``xlm COMMAND --help``: the keys of a command and what they mean, and the options of every group."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from xlm.commands import COMMANDS
+from xlm.config import search
+from xlm.config.top_level import TopLevel, defaults, meanings
+
+TAKES_GROUPS = ("train", "check", "prepare_data")
+
+
+def describe(name: str, module: ModuleType) -> str:
+    """The help text of a command."""
+    options = getattr(module, "Options", None)
+    keys = {key: meanings(TopLevel)[key] for key in getattr(module, "TOP_LEVEL", ())}
+    keys |= meanings(options) if options else {}
+    given = defaults(TopLevel) | (defaults(options) if options else {})
+    lines = [f"  {key + _default(given.get(key)):28} {meaning}" for key, meaning in keys.items()]
+    lines += [f"  {key:28} {meaning}" for key, meaning in getattr(module, "KEYS", {}).items()]
+    text = [f"usage: xlm {name} [key=value ...]", "", COMMANDS[name], *([""] if lines else []), *lines]
+    return "\n".join([*text, *_groups()] if name in TAKES_GROUPS else text)
+
+
+def _default(value: object) -> str:
+    return "" if value is None else f"={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def _groups() -> list[str]:
+    """Groups with their options; those that only other options use are left out."""
+    listed = {group: names for group, names in search.options().items() if group and "/" not in group}
+    lines = [f"  {group:16} {', '.join(sorted(names))}" for group, names in sorted(listed.items())]
+    return ["", "groups (group=option):", *lines]

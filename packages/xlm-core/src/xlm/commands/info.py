@@ -1,0 +1,112 @@
+"""``xlm info``: installed families and tasks, which go together, and versions. Reads files; imports no family."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xlm import registry
+from xlm.config import search
+from xlm.errors import UserError
+
+LIBRARIES = ("torch", "lightning", "hydra-core", "transformers", "datasets")
+TRAINING = "dataset_managers.train."
+
+
+def run(words: Sequence[str]) -> int:
+    """Print three tables."""
+    if words:
+        raise UserError("takes no keys", value=words[0], fix="write xlm info")
+    from xlm.commands.tables import show_table
+
+    options = search.options()
+    families = {name: roles_of_family(file) for name, file in options.get("model_type", {}).items()}
+    offered_by = {package.name: package for package in registry.packages()}
+    rows = [[name, _origin(offered_by.get(name)), ", ".join(roles)] for name, roles in families.items()]
+    show_table("families", ["model_type", "package", "roles"], rows)
+    tasks = {name: roles_of_task(name) for name in sorted(options.get("datamodule", {}))}
+    matrix = [[task, *(view(wanted, roles) for roles in families.values())] for task, wanted in tasks.items()]
+    show_table("tasks: the role in which a family is trained", ["datamodule", *families], matrix)
+    versions = [[name, metadata.version(name)] for name in ("xlm-core", *LIBRARIES) if _installed(name)]
+    show_table("versions", ["package", "version"], [["python", platform.python_version()], *versions])
+    return 0
+
+
+def _installed(distribution: str) -> bool:
+    """Whether a distribution is installed."""
+    try:
+        return bool(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _origin(package: registry.Package | None) -> str:
+    if package is None:
+        return search.HERE
+    try:
+        package.check_core()
+    except UserError as error:
+        return error.what
+    return f"{package.distribution} {package.version or '(being written)'}"
+
+
+def roles_of_family(file: Path) -> list[str]:
+    """Roles of the collators that a ``model_type`` brings, from its defaults list."""
+    keys = [key for entry in _read(file).get("defaults", []) if isinstance(entry, dict) for key in entry]
+    return [key.partition("@collators.")[2] for key in keys if "@collators." in key]
+
+
+def roles_of_task(name: str) -> list[list[str]]:
+    """For each training data set of a ``datamodule``, the roles that it can serve, best first."""
+    found = dict(_managers("datamodule", name))
+    return [_roles(group, option) for group, option in found.values()]
+
+
+def view(wanted: list[list[str]], available: list[str]) -> str:
+    """The role in which a family sees a task; empty where it cannot."""
+    chosen = [next((role for role in roles if role in available), "") for roles in wanted]
+    return ", ".join(dict.fromkeys(chosen)) if chosen and all(chosen) else ""
+
+
+def _managers(group: str, name: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(package, (group, option)) of the training data sets; later entries replace earlier ones."""
+    for key, option in _defaults(group, name):
+        path, _, package = key.removeprefix("override ").partition("@")
+        if package.startswith(TRAINING):
+            yield package, (path.lstrip("/"), option)
+        elif not key.startswith(("/", "override ")):
+            yield from _managers(*_relative(group, path, option))
+
+
+def _roles(group: str, name: str) -> list[str]:
+    roles: list[str] = []
+    for key, option in _defaults(group, name):
+        if not key.startswith(("/", "override ")):
+            roles = _roles(*_relative(group, key.partition("@")[0], option)) or roles
+    own = _read(search.options()[group][name]).get("roles")
+    return [str(role) for role in own] if own else roles
+
+
+def _defaults(group: str, name: str) -> Iterator[tuple[str, str]]:
+    """Entries of a defaults list as (key, option); ``- base/common@_here_`` has the option in its key."""
+    for entry in _read(search.options()[group][name]).get("defaults", []):
+        if isinstance(entry, dict):
+            yield from ((key, str(option)) for key, option in entry.items())
+        elif entry != "_self_":
+            yield "", entry.partition("@")[0]
+
+
+def _relative(group: str, path: str, option: str) -> tuple[str, str]:
+    """(group, option) of an entry without a leading slash."""
+    folder, _, name = f"{path}/{option}".strip("/").rpartition("/")
+    return f"{group}/{folder}".rstrip("/"), name
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    content = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,168 @@
+"""A finished run as live objects: ``xlm.load(RUN)``, behind ``xlm eval`` and ``xlm generate`` too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from xlm.checkpoint import Weights, load_into, load_weights
+from xlm.commands.assemble import LENGTHS, Parts, assemble
+from xlm.commands.prompts import Asked, Prompt, as_prompt, example
+from xlm.commands.trainer import device
+from xlm.config.runs import find_run, from_run
+from xlm.config.top_level import defaults, read
+from xlm.config.validation import validate
+from xlm.data import tokenizers
+from xlm.errors import UserError
+from xlm.noise import Stream, noise_key
+
+T = TypeVar("T")
+
+ONE_DEVICE = ("trainer.devices=1", "trainer.num_nodes=1", "trainer.accelerator=auto", "strategy=auto")
+"""A run that many devices trained is evaluated by one, unless more are asked for."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's network with its weights, and the parts around it."""
+
+    folder: Path
+    config: DictConfig
+    parts: Parts
+    weights: Weights
+    """What was loaded: ``kind`` is ema or raw."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, ready to be evaluated."""
+        return self.parts.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The run's own tokenizer."""
+        return self.parts.tokenizer
+
+    @property
+    def predictor(self) -> Any:
+        """The sampler."""
+        return self.parts.predictor
+
+    def generate(
+        self,
+        prompts: str | Sequence[Prompt | Asked] | None = None,
+        *,
+        num_samples: int = 1,
+        batch_size: int = 16,
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Rows as ``Predictor.to_dict`` gives them, in order: all samples of the first prompt first.
+
+        Args:
+            prompts: Texts, or templates such as ``["The ", {"gap": 5}, " sat."]``; None generates without a prompt.
+            num_samples: Texts a prompt.
+            batch_size: Rows at a time; it changes no row.
+            seed: Of the draws; None is the run's.
+            max_new_tokens: Longest answer; for families with a canvas, its size.
+        """
+        listed = [prompts] if prompts is None or isinstance(prompts, str) else prompts
+        asked = [prompt if isinstance(prompt, Asked) else as_prompt(prompt) for prompt in listed]
+        seed = self.config.seed if seed is None else seed
+        rows: dict[int, dict[str, Any]] = {}
+        for role in dict.fromkeys(prompt.role for prompt in asked):
+            collate = self._collator(role, max_new_tokens)
+            places = [(n, k) for n, prompt in enumerate(asked) if prompt.role == role for k in range(num_samples)]
+            for some in _batches(places, batch_size):
+                numbers = [n * num_samples + k for n, k in some]
+                keys = [noise_key(seed, Stream.SAMPLE, number) for number in numbers]
+                examples = [
+                    example(asked[n], self.tokenizer, index=number, noise_key=key)
+                    for (n, _), number, key in zip(some, numbers, keys, strict=True)
+                ]
+                for (n, k), row in zip(some, self._predict(collate(examples)), strict=True):
+                    rows[row["index"]] = {**row, "prompt": asked[n].text, "sample": k}
+        return [rows[number] for number in sorted(rows)]
+
+    def _predict(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+        device = next(self.model.parameters()).device
+        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        with torch.inference_mode():
+            rows: list[dict[str, Any]] = self.predictor.to_dict(batch, self.predictor.predict(batch))
+        return rows
+
+    def _collator(self, role: str, max_new_tokens: int | None) -> Any:
+        if role not in self.parts.collators:
+            has = ", ".join(
+                role for role in self.parts.collators if role.endswith("prediction") or role == "unconditional"
+            )
+            fix = f"ask for what the family has: {has}"
+            raise UserError(f"family {self.config.family} has no collator of role {role}", where="prompt", fix=fix)
+        data = self.parts.datamodule
+        context = {name: getattr(data, name) for name in LENGTHS}
+        if max_new_tokens is not None:
+            context |= {"max_target_length": max_new_tokens, "max_prompt_length": None}
+            context["max_length"] = max_new_tokens if role == "unconditional" else context["max_length"]
+        return self.parts.collators[role](
+            tokenizer=self.tokenizer,
+            noise_schedule=self.parts.noise_schedule,
+            seed=self.config.seed,
+            vocab_size=len(self.tokenizer),
+            event_space=data.event_space,
+            **context,
+        )
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def load(run: str | Path, overrides: Sequence[str] = ()) -> LoadedRun:
+    """A finished run, ready to generate.
+
+    Args:
+        run: Run directory, or a checkpoint in one.
+        overrides: As on the command line: ``["predictor.top_p=0.9", "weights=raw"]``.
+    """
+    return open_run([f"checkpoint={run}", *overrides])
+
+
+def open_run(words: Sequence[str], options: type | None = None, *, splits: Sequence[str] = ()) -> LoadedRun:
+    """The run that ``checkpoint=`` names, with the other words applied to its configuration.
+
+    Args:
+        words: Overrides, ``checkpoint=`` among them.
+        options: Dataclass of further top-level keys.
+        splits: Data sets that are needed.
+    """
+    config = run_config(words, options)
+    folder = find_run(config.checkpoint, where="checkpoint")
+    saved = folder / "tokenizer"
+    asked = getattr(read(options, config), "max_new_tokens", None) if options else None
+    lengths = {} if asked is None else {"max_target_length": asked, "max_new_tokens": asked}
+    parts = assemble(config, tokenizer=tokenizers.load(saved), splits=splits, **lengths)
+    weights = load_weights(_weights_path(config.checkpoint, folder), config.weights)
+    load_into(parts.model, weights)
+    parts.model.to(device(config.trainer.accelerator)).eval()
+    return LoadedRun(folder, config, parts, weights)
+
+
+def _weights_path(checkpoint: str, folder: Path) -> Path:
+    given = Path(checkpoint).expanduser()
+    return given if given.is_file() else folder
+
+
+def run_config(words: Sequence[str], options: type | None = None) -> DictConfig:
+    """The configuration of the run that ``checkpoint=`` names, changed as the other words say, and checked."""
+    named = [word.partition("=")[2] for word in words if word.startswith("checkpoint=")]
+    if not named or not named[-1]:
+        raise UserError("missing: checkpoint", fix="add checkpoint=RUN, a run directory or a checkpoint in one")
+    folder = find_run(named[-1], where="checkpoint")
+    config = from_run(folder, [*ONE_DEVICE, *words], defaults(options) if options else None)
+    validate(config, extra=tuple(defaults(options)) if options else ())
+    return config

@@ -1,0 +1,119 @@
+"""What a user asks for: a prompt, a template with gaps, or a text out of nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xlm.data.sources import read_text
+from xlm.errors import UserError
+
+Prompt = str | Sequence[Any] | None
+"""A text, a template's parts (texts and ``{"gap": tokens}``), or None."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One thing to generate."""
+
+    role: str
+    text: str
+    """What is shown as the prompt; a gap is shown as underscores."""
+    parts: tuple[str | int, ...]
+    """Texts, and sizes of gaps in tokens."""
+
+
+def as_prompt(asked: Prompt, where: str = "prompt") -> Asked:
+    """Check what was asked for.
+
+    Example:
+        >>> as_prompt(["The ", {"gap": 2}, " sat."]).text
+        'The __ sat.'
+    """
+    if asked is None:
+        return Asked("unconditional", "", ())
+    if isinstance(asked, str):
+        return Asked("seq2seq_prediction", asked, (asked,))
+    parts = tuple(_part(part, where) for part in asked)
+    if not any(isinstance(part, int) for part in parts):
+        raise UserError(
+            "has no gap", where=where, value=asked, fix='put {"gap": 5} where five tokens are to be filled in'
+        )
+    return Asked("infill_prediction", "".join("_" * p if isinstance(p, int) else p for p in parts), parts)
+
+
+def _part(part: Any, where: str) -> str | int:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping) or set(part) != {"gap"}:
+        raise UserError("neither a text nor a gap", where=where, value=part, fix='write "text" or {"gap": 5}')
+    gap = part["gap"]
+    if gap is None:
+        raise UserError(
+            "no installed sampler fills a gap of free length", where=where, value=part, fix='write {"gap": 5}'
+        )
+    if not isinstance(gap, int) or isinstance(gap, bool) or gap < 1:
+        raise UserError("no size of a gap", where=where, value=part, fix="give 1 token or more")
+    return gap
+
+
+def example(asked: Asked, tokenizer: Any, *, index: int, noise_key: int) -> dict[str, Any]:
+    """A row as collators take it. Control tokens in the text are plain text."""
+    from xlm.data.tokenizers import encode
+
+    row: dict[str, Any] = {"index": index, "position": index, "noise_key": noise_key}
+    ids: list[int] = []
+    fixed: list[bool] = []
+    for part in asked.parts:
+        tokens = [tokenizer.pad_token_id] * part if isinstance(part, int) else encode(tokenizer, [part])[0].ids
+        ids += tokens
+        fixed += [isinstance(part, str)] * len(tokens)
+    if asked.role == "seq2seq_prediction":
+        return {**row, "prompt_ids": ids}
+    return {**row, "input_ids": ids, "fixed": fixed} if asked.role == "infill_prediction" else row
+
+
+def read_prompts(path: str) -> list[Asked]:
+    """Rows of a JSON Lines file: ``{"prompt": "..."}`` or ``{"template": [...]}``."""
+    lines = enumerate(read_text(_file(path, "prompts")).split("\n"), start=1)
+    rows = [_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    if not rows:
+        raise UserError("has no rows", where=path, fix='write one {"prompt": "..."} a line')
+    return rows
+
+
+def read_template(path: str) -> Asked:
+    """A JSON file: ``["The ", {"gap": 5}, " sat."]``, or that under ``template``."""
+    content = _json(read_text(_file(path, "template")), path)
+    parts = content.get("template") if isinstance(content, dict) else content
+    if not isinstance(parts, list):
+        raise UserError("no template", where=path, fix='write ["The ", {"gap": 5}, " sat."]')
+    return as_prompt(parts, where=path)
+
+
+def _row(line: str, where: str) -> Asked:
+    content = _json(line, where)
+    keys = set(content) & {"prompt", "template"} if isinstance(content, dict) else set()
+    if len(keys) != 1:
+        raise UserError("no prompt", where=where, fix='write {"prompt": "..."} or {"template": ["...", {"gap": 5}]}')
+    (key,) = keys
+    if not isinstance(content[key], str if key == "prompt" else list):
+        raise UserError(f"no {key}", where=where, value=content[key], fix="a prompt is a text, a template a list")
+    return as_prompt(content[key], where=where)
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"no JSON: {error}", where=where, fix="correct the file") from error
+
+
+def _file(path: str, where: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError("there is no such file", where=where, value=path, fix="check the path")
+    return file

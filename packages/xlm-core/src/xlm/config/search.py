@@ -1,0 +1,121 @@
+"""Where options come from, in order: the working directory, the core, then the installed packages by name."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import xlm
+from xlm import registry
+from xlm.errors import UserError
+
+HERE = "the working directory"
+PRIMARY = "config"
+"""Name of the configuration that all begins with."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of options and who offers it."""
+
+    provider: str
+    folder: Path
+
+
+@cache
+def _announce(line: str) -> None:
+    """Say a thing once, beside the output and not in it."""
+    print(line, file=sys.stderr)
+
+
+def sources() -> list[Source]:
+    """Folders of options, the first that has an option wins."""
+    installed = {package.configs: package.distribution for package in registry.packages()}
+    folders = [
+        (HERE, Path.cwd() / registry.CONFIGS),
+        ("xlm-core", Path(xlm.__file__).parent / registry.CONFIGS),
+        *((distribution, folder) for folder, distribution in installed.items()),
+    ]
+    return [Source(provider, folder) for provider, folder in folders if folder.is_dir()]
+
+
+def options() -> dict[str, dict[str, Path]]:
+    """Every group's options and their files (group "": the primary one); refuses two packages that offer the same one.
+
+    An option of the working directory replaces a packaged one, which is printed.
+    """
+    found: dict[str, dict[str, tuple[Source, Path]]] = {}
+    for source in sources():
+        for file in sorted(source.folder.rglob("*.yaml")):
+            group = file.parent.relative_to(source.folder).as_posix().removeprefix(".")
+            first, _ = found.setdefault(group, {}).setdefault(file.stem, (source, file))
+            if first.provider == HERE != source.provider:
+                _announce(f"{group}/{file.stem} of {HERE} replaces that of {source.provider}")
+            elif first is not source:
+                raise UserError(
+                    f"{first.provider} and {source.provider} both offer the option '{group}/{file.stem}'",
+                    where=str(file),
+                    fix="uninstall one of them, or rename its option so that it begins with the family's name",
+                )
+    return {group: {name: file for name, (_, file) in files.items()} for group, files in found.items()}
+
+
+def groups() -> list[str]:
+    """Every group that has an option or that the primary configuration chooses from."""
+    chosen = [next(iter(entry)) for entry in primary().get("defaults", []) if isinstance(entry, dict)]
+    return list(dict.fromkeys([*options(), *(name for name in chosen if not name.startswith("override "))]))
+
+
+def primary() -> dict[str, Any]:
+    """The primary configuration as its file says it."""
+    import yaml
+
+    content = yaml.safe_load(options()[""][PRIMARY].read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def replaced() -> list[str]:
+    """``group/option`` of the working directory that stand for a packaged one."""
+    here, *packaged = sources()
+    if here.provider != HERE:
+        return []
+    names = [file.relative_to(here.folder) for file in sorted(here.folder.rglob("*.yaml"))]
+    return [
+        name.with_suffix("").as_posix()
+        for name in names
+        if any((source.folder / name).is_file() for source in packaged)
+    ]
+
+
+def nearest(word: str, words: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """The most similar of ``words``, if any is similar."""
+    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=cutoff)), None)
+
+
+def unknown_option(group: str, name: str, where: str | None = None) -> UserError:
+    """The error for an option that no package offers."""
+    names = sorted(options().get(group, {}))
+    close = nearest(name, names)
+    listed = f"choose one of {', '.join(names)}" if names else "no installed package offers an option of this group"
+    fix = f"did you mean {close}? Otherwise {listed}" if close else listed
+    if hint := _not_installed(group, name):
+        fix = f"{fix}; if it belongs to a family that is not installed: {hint}"
+    return UserError("no such option", where=where or group, value=name, fix=fix)
+
+
+def _not_installed(group: str, name: str) -> str | None:
+    """``pip install xlm-ilm`` for the option ``ilm_x``: a family's options begin with its name."""
+    prefix = name.partition("_")[0]
+    of_families = group in ("model_type", "model", "predictor", "collator")
+    named_after_one = (prefix == name and group == "model_type") or (
+        "_" in name and (of_families or group == "experiment")
+    )
+    taken = {option.partition("_")[0] for option in options().get(group, {})}
+    known = prefix in taken or any(family.name == prefix for family in registry.families())
+    return f"pip install xlm-{prefix}" if named_after_one and not known else None

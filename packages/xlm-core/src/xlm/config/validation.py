@@ -1,0 +1,135 @@
+"""Every mistake that a configuration can show before any data is read and any network built, cheapest first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from xlm.config import search
+from xlm.config.keys import RESERVED, unknown_key
+from xlm.config.top_level import TopLevel, read
+from xlm.config.types import convert
+from xlm.errors import UserError
+from xlm.instantiate import check_trusted, locate, parameters, takes_any_key
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+REQUIRED = {"family": "model_type", "datamodule": "datamodule"}
+"""Keys that some option must set, and the group to choose it from."""
+
+SLOW = ("lightning", "xlm.callbacks", "xlm.data", "transformers", "datasets")
+"""Modules that take seconds to import: their nodes are checked last, so that other mistakes show at once."""
+
+
+def validate(config: DictConfig, extra: Collection[str] = ()) -> DictConfig:
+    """Refuse what is missing, unresolvable, unknown, untrusted or of a wrong type; a text that is a number becomes one.
+
+    Ranges are for the constructors to check: see ``xlm.commands.assemble.rehearse``.
+
+    Args:
+        config: Composed configuration.
+        extra: Further top-level keys, those of a command.
+    """
+    plain = check_missing(config)
+    check_top_level(config, extra)
+    read(TopLevel, plain)
+    check_numbers(plain, "")
+    nodes = sorted(_targets(plain, ""), key=lambda found: found[1]["_target_"].startswith(SLOW))
+    for where, node in nodes:
+        check_trusted(node["_target_"], where)
+    for where, node in nodes:
+        _check_node(config, where, node)
+    return config
+
+
+def check_missing(config: DictConfig) -> dict[str, Any]:
+    """All values that must be given, in one error; when none is missing, plain containers, interpolations resolved."""
+    from omegaconf import OmegaConf
+
+    plain = resolved(config)
+    keys = sorted(OmegaConf.missing_keys(config))
+    keys += [key for key in REQUIRED if key not in keys and not _chosen(config, key)]
+    if keys:
+        names = [_how_to_give(key) for key in keys]
+        raise UserError(f"missing: {', '.join(REQUIRED.get(key, key) for key in keys)}", fix=f"add {' '.join(names)}")
+    return plain
+
+
+def _chosen(config: DictConfig, key: str) -> bool:
+    node = config.get(key)
+    return bool(node) and (isinstance(node, str) or "_target_" in node)
+
+
+def _how_to_give(key: str) -> str:
+    if group := REQUIRED.get(key):
+        return f"{group}=<{'|'.join(sorted(search.options().get(group, {})))}>"
+    return f"{key}=..."
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """Plain containers with interpolations resolved; what cannot be resolved is an error naming its key."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        what = str(error.msg or error).splitlines()[0]
+        raise UserError(what, where=error.full_key, fix="correct the interpolation, or give a value") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def check_top_level(config: DictConfig, extra: Collection[str] = ()) -> None:
+    """Refuse a top-level key that ``config.yaml`` does not have; a file's misspelt key is as wrong as a typed one."""
+    known = {*search.primary(), *search.groups(), "choices", *extra} - {"defaults", "hydra"}
+    for key in config:
+        if key not in known:
+            raise unknown_key(config, str(key), None)
+
+
+def check_numbers(value: Any, where: str) -> None:
+    """Refuse infinite and undefined numbers anywhere."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError("not a finite number", where=where, value=value, fix="give a finite number")
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            check_numbers(child, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for i, child in enumerate(value):
+            check_numbers(child, f"{where}[{i}]")
+
+
+def _targets(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node that names a constructor, with its key."""
+    children: Any = enumerate(node) if isinstance(node, list) else node.items() if isinstance(node, dict) else ()
+    if isinstance(node, dict) and "_target_" in node:
+        yield where, node
+    for key, child in children:
+        yield from _targets(child, f"{where}[{key}]" if isinstance(node, list) else f"{where}.{key}".lstrip("."))
+
+
+def _check_node(config: DictConfig, where: str, node: dict[str, Any]) -> None:
+    """Keys and types of one node against the signature of its constructor."""
+    from omegaconf import OmegaConf
+
+    target = locate(node["_target_"], where)
+    known = parameters(target)
+    for key, value in node.items():
+        place = f"{where}.{key}"
+        if key in RESERVED:
+            continue
+        if key == "trust_remote_code":
+            raise UserError("code from a hub is never run", where=place, value=value, fix="remove the key")
+        if key not in known:
+            if takes_any_key(target):
+                continue
+            raise unknown_key(config, place, None if isinstance(value, (dict, list)) else value)
+        if value is not None and not any(True for _ in _targets(value, "")):  # null: the context's, or the default
+            raw = OmegaConf.select(config, where)._get_node(key)
+            shown = raw._value() if OmegaConf.is_interpolation(raw) else value
+            converted = convert(value, target, key, where=place, shown=shown)
+            if converted is not value:
+                OmegaConf.update(config, place, converted)

@@ -1,0 +1,140 @@
+"""Parts from configuration nodes: find the constructor that ``_target_`` names, give it its values and its context."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from xlm import registry
+from xlm.errors import UserError
+
+TRUSTED = ("xlm", "torch.optim", "torch.nn", "lightning", "transformers", "datasets")
+"""Libraries whose classes and functions a configuration may name, beside those of installed families and tasks."""
+
+TRUST_VARIABLE = "XLM_TRUSTED_PACKAGES"
+_named_by_user: set[str] = set()
+
+
+def trust(packages: Iterable[str]) -> None:
+    """Let configurations name classes of further packages; for what the user types, never for what a file says."""
+    _named_by_user.update(packages)
+
+
+def is_trusted(path: str) -> bool:
+    """Whether a dotted path lies in a package that configurations may name."""
+    installed = [package.module for package in registry.packages()]
+    from_environment = [name for name in os.environ.get(TRUST_VARIABLE, "").split(",") if name]
+    allowed = (*TRUSTED, *installed, *_named_by_user, *from_environment)
+    return any(path == name or path.startswith(f"{name}.") for name in allowed)
+
+
+def check_trusted(target: str, where: str) -> None:
+    """Refuse a ``_target_`` outside the trusted packages, or one that reaches into private names."""
+    if not isinstance(target, str) or any(not part.isidentifier() for part in target.split(".")):
+        raise UserError(
+            "not the path of a class or a function", where=f"{where}._target_", value=target, fix="correct it"
+        )
+    if not is_trusted(target) or any(part.startswith("_") for part in target.split(".")):
+        raise UserError(
+            "a configuration may not run this",
+            where=f"{where}._target_",
+            value=target,
+            fix=f"name a public class of a trusted package, or add trusted_packages=[{target.partition('.')[0]}]",
+        )
+
+
+def locate(target: str, where: str) -> Any:
+    """The class or function of a dotted path, imported only if its package is trusted and fits this core."""
+    check_trusted(target, where)
+    if package := registry.package_of(target):
+        package.check_core()
+    found = _find(target, where)
+    origin = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not is_trusted(origin):
+        raise UserError(
+            "not a class or function of a trusted package",
+            where=f"{where}._target_",
+            value=target,
+            fix="name the class or function where it is defined",
+        )
+    return found
+
+
+def _find(target: str, where: str) -> Any:
+    top, *rest = target.split(".")
+    try:
+        found, path = import_module(top), top
+        for part in rest:
+            path = f"{path}.{part}"
+            found = getattr(found, part) if hasattr(found, part) else import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name and not target.startswith(error.name):
+            raise  # one of its own imports is missing: that is no mistake in the configuration
+        raise UserError(
+            "no such class or function", where=f"{where}._target_", value=target, fix=f"check the path after '{top}'"
+        ) from error
+    return found
+
+
+def parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """Arguments of a constructor that can be given by name."""
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: p for name, p in inspect.signature(target).parameters.items() if p.kind in by_name}
+
+
+def takes_any_key(target: Any) -> bool:
+    """Whether a constructor ends with ``**kwargs``."""
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
+
+
+def construct(node: Any, *, where: str | None = None, **context: Any) -> Any:
+    """Build what a configuration node describes, nested parts first.
+
+    A mapping with ``_target_`` becomes what that constructor returns (a ``functools.partial`` of it under
+    ``_partial_: true``); other mappings and lists keep their shape. An argument that is absent or null is taken from
+    the context where the context has it by name.
+
+    Args:
+        node: Configuration node, or plain containers.
+        where: Key of the node, for error messages; known without saying for a node of a composed configuration.
+        context: Live objects and derived sizes: ``tokenizer``, ``max_length``, ``model`` ...
+
+    Example:
+        >>> construct({"_target_": "torch.nn.Linear", "out_features": 2}, in_features=3)
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_config(node):
+        where = node._get_full_key(None) if where is None else where
+        node = OmegaConf.to_container(node, resolve=True)
+    return _construct(node, where or "", context)
+
+
+def _construct(node: Any, where: str, context: Mapping[str, Any]) -> Any:
+    if isinstance(node, Mapping):
+        children = {key: _construct(value, f"{where}.{key}".lstrip("."), context) for key, value in node.items()}
+        return _call(children, where, context) if "_target_" in node else children
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return [_construct(value, f"{where}[{i}]", context) for i, value in enumerate(node)]
+    return node
+
+
+def _call(node: dict[str, Any], where: str, context: Mapping[str, Any]) -> Any:
+    target = locate(node.pop("_target_"), where)
+    as_partial = node.pop("_partial_", False)
+    names = parameters(target)
+    missing = [name for name in names if node.get(name) is None and name in context]
+    arguments = {**node, **{name: context[name] for name in missing}}
+    if as_partial:
+        return partial(target, **arguments)
+    try:
+        return target(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where=where, fix=f"correct the values of {where}") from error
