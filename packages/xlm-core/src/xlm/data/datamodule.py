@@ -222,7 +222,15 @@ class DataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         place = Place(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
-        return self.train_loader(place, trainer.max_steps)
+        loader = self.train_loader(place, trainer.max_steps)
+        if (
+            trainer.fit_loop.restarting
+        ):  # Lightning counts micro-batches, and the checkpoint's may have been of another size
+            done = loader.seen // self.global_batch_size * place.accumulate
+            vars(trainer.fit_loop.epoch_loop.batch_progress.current).update(
+                ready=done, started=done, processed=done, completed=done
+            )
+        return loader
 
     def val_dataloader(self) -> list[DataLoader[Example]]:
         """One loader for each of ``managers("val")``."""

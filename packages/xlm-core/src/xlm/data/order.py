@@ -7,6 +7,8 @@ A run's place in it is one integer, the samples seen: workers, ranks, accumulati
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -180,3 +182,11 @@ class _Batches:
 
 def _ignore_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """At exit multiprocessing sends daemons SIGTERM and waits: for ever, for workers that ignore it."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -127,8 +127,8 @@ class StandardLibrary:
         for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
             if {"site-packages", "dist-packages", "test", "tests", "lib2to3"} & set(path.relative_to(root).parts):
                 continue  # lib2to3 and the tests hold files that are broken on purpose
-            if size + path.stat().st_size <= self.max_bytes:
-                size += path.stat().st_size
+            if 0 < (bytes_here := path.stat().st_size) <= self.max_bytes - size:
+                size += bytes_here
                 yield path
 
 
