@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,11 @@ from torch.testing import assert_close
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy_run import Hook, ToyLoss, ToyModel, collate, digest, fetch, make_run, schedule, toy_rows, train
+from toy_run import Hook, ToyLoss, ToyModel, collate, digest, fetch, make_run, poison, schedule, toy_rows, train
+from xlm.checkpoint import load_weights
 from xlm.data.order import Plan
 from xlm.errors import UserError
+from xlm.files import lock
 from xlm.harness import Harness
 from xlm.window import NonFiniteError
 
@@ -93,22 +97,6 @@ def test_a_loss_without_a_denominator_is_averaged_over_micro_batches(tmp_path):
     halves = [{"ids": batch["ids"][rows], "index": batch["index"][rows]} for rows in (slice(4), slice(4, 8))]
     expected = sum(float(loss.loss_fn(half)["loss"]) for half in halves) / 2
     assert_close(harness.metrics["train/loss"], expected, rtol=1e-12, atol=0)
-
-
-def poison(harness, step, row):
-    """Make the loss of one row NaN at one step; gives the index of that row."""
-    fn, bad = harness.loss.loss_fn, []
-
-    def poisoned(batch):
-        losses = fn(batch)
-        if harness.trainer.global_step == step and harness.model.training:
-            bad.append(int(batch["index"][row]))
-            losses["nll"][row] = math.nan
-            losses["loss"] = losses["loss"] * math.nan
-        return losses
-
-    harness.loss.loss_fn = poisoned
-    return bad
 
 
 @pytest.mark.parametrize("deferred", [False, True])
@@ -224,7 +212,7 @@ def test_every_split_evaluates_both_kinds_and_writes_predictions_in_order(tmp_pa
     run = {"test": trainer.test, "predict": trainer.predict, "val": trainer.validate}[split]
     run(harness, datamodule=data)
     assert set(harness.results) == {f"{split}.texts", f"{split}.answers"}
-    assert harness.results[f"{split}.answers"]["right"] == 1.0
+    assert harness.results[f"{split}.answers"]["validity"] == 3 / 7
     assert harness.results[f"{split}.answers"]["n_calls"] == 3.0
     with open(tmp_path / f"predictions/{split}.answers.jsonl", newline="\n", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
@@ -239,7 +227,7 @@ def test_what_was_logged_is_in_one_file_with_one_row_a_step(tmp_path):
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "0", "1", "2", "3", "4"]
     assert harness.metrics["parameters"] == 2 * 6 * 8
-    assert {"train/loss", "train/lr", "val/texts/nats_per_token", "val/answers/right"} <= set(lines[0].split(","))
+    assert {"train/loss", "train/lr", "val/texts/nats_per_token", "val/answers/validity"} <= set(lines[0].split(","))
     tokens = sum(len(toy_rows(20)[i]) for batch in harness.loss.seen for i in batch)
     assert float(harness.tokens) == tokens
 
@@ -314,12 +302,52 @@ def test_a_compiled_loss_has_the_values_and_gradients_of_the_eager_one(tmp_path,
     assert hasattr(runs[1]._train_loss, "_torchdynamo_orig_callable")
 
 
-def launch(folder, **options):
-    folder.mkdir(exist_ok=True)
+@pytest.mark.slow
+def test_two_processes_are_one_and_agree_when_something_happens_to_one_of_them(tmp_path):
+    held = lock(tmp_path / "locked/checkpoints")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     script = Path(__file__).parent / "toy_run.py"
-    return subprocess.run(
-        [sys.executable, str(script), json.dumps({"folder": str(folder), **options})],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, str(script), json.dumps({"folder": str(tmp_path), "two": True})]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(command, env={**shared, "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "".join(errors)
+    held.release()
+    first, second = (json.loads((tmp_path / f"report{rank}.json").read_text()) for rank in range(2))
+
+    options = {"dropout": 0.0, "steps": 4, "log_every_n_steps": 2}
+    trainer, one, data = train(tmp_path / "one", **options)
+    trainer.test(one, datamodule=data, verbose=False)
+    parts = zip(first["seen"][::2], second["seen"][::2], first["seen"][1::2], second["seen"][1::2], strict=True)
+    assert [[index for part in four for index in part] for four in parts] == one.loss.seen
+    found, expected = (load_weights(tmp_path / name / "checkpoints", "raw").tensors for name in ("two", "one"))
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert first["results"] == second["results"]
+    for name, result in one.results.items():
+        for key, value in result.items():
+            expected_value = pytest.approx(value, rel=1e-9) if isinstance(value, float) else value
+            assert first["results"][name][key] == expected_value, (name, key)
+    for name in ("val.answers.jsonl", "test.answers.jsonl"):
+        assert (tmp_path / "two/predictions" / name).read_text() == (tmp_path / "one/predictions" / name).read_text()
+    assert rows(tmp_path / "two/metrics.csv") == pytest.approx(rows(tmp_path / "one/metrics.csv"), rel=1e-6)
+
+    assert first["nan"] == second["nan"]
+    bad = ", ".join(map(str, second["bad"]))
+    said = f"NonFiniteError: the loss is not finite at step 3 (rank 1, samples {bad})"
+    assert first["nan"].startswith(said)
+    assert [path.name for path in (tmp_path / "nan/checkpoints").glob("*.ckpt")] == ["000000002.ckpt"]
+    assert (first["term"], second["term"], first["again"], second["again"]) == (143, 143, 0, 0)
+    found = load_weights(tmp_path / "term/checkpoints", "raw").tensors
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert "another run is writing there" in first["locked"]
+    assert first["locked"] == second["locked"]
+
+
+def rows(path):
+    head, *lines = (line.split(",") for line in path.read_text().splitlines())
+    return {(line[0], name): float(cell) for line in lines for name, cell in zip(head, line, strict=True) if cell}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from xlm.callbacks import EMA, BestCheckpoint, MetricsFile, Saver
 from xlm.checkpoint import AtomicCheckpointIO, newest_valid
 from xlm.data.order import Place, Plan, Sequential, TrainLoader, make_loader
 from xlm.harness import Harness
+from xlm.metrics import Validity
 
 VOCAB, PAD = 8, 0
 
@@ -128,23 +130,9 @@ def fetch(rows, indices, positions, keys):
     return [{"input_ids": rows[i], "index": i, "position": p, "noise_key": k} for i, p, k in columns]
 
 
-class Metric:
-    """The share of predictions of one token; sums over this process."""
-
-    def to(self, device):
-        return self
-
-    def reset(self):
-        self.right = self.seen = 0
-
-    def update(self, examples, rows):
-        self.right += sum(
-            len(example["target"]) == row["index"] % 5 + 1 for example, row in zip(examples, rows, strict=True)
-        )
-        self.seen += len(rows)
-
-    def compute(self):
-        return {"right": self.right / max(self.seen, 1)}
+def is_long(example, prediction):
+    """A property of the example alone: true of 3 of 7, unevenly over two ranks."""
+    return len(example["target"]) >= 3
 
 
 def manager(name, kind, rows):
@@ -152,7 +140,7 @@ def manager(name, kind, rows):
         name=name,
         kind=kind,
         rows=rows,
-        metrics=[Metric()] if kind == "prediction" else [],
+        metrics={"long": Validity(is_long)} if kind == "prediction" else {},
         event_space="open",
         n_bytes=lambda indices: torch.tensor([2 * len(rows[i]) for i in indices]),
         examples=lambda indices: [{"target": "x" * len(rows[i])} for i in indices],
@@ -322,11 +310,65 @@ def final_state(folder):
     return {name: digest(part) for name, part in parts.items()}
 
 
+def poison(harness, step, row):
+    """Make the loss of one row NaN at one step; gives the index of that row."""
+    fn, bad = harness.loss.loss_fn, []
+
+    def poisoned(batch):
+        losses = fn(batch)
+        if harness.trainer.global_step == step and harness.model.training:
+            bad.append(int(batch["index"][row]))
+            losses["nll"][row] = math.nan
+            losses["loss"] = losses["loss"] * math.nan
+        return losses
+
+    harness.loss.loss_fn = poisoned
+    return bad
+
+
+def attempt(action):
+    """What a part of a run ends with: its exit code, or its error."""
+    try:
+        action()
+    except SystemExit as exit:
+        return exit.code
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return 0
+
+
+def main_of_two(folder):
+    """One of two processes: train; meet a NaN, a signal and a lock on one rank; report how each ended."""
+    rank = int(os.environ["LOCAL_RANK"])
+    options = {"devices": 2, "strategy": "ddp", "dropout": 0.0, "accumulate": 2, "steps": 4, "log_every_n_steps": 2}
+    report = {}
+    trainer, harness, data = train(folder / "two", **options)
+    trainer.test(harness, datamodule=data, verbose=False)
+    report["seen"], report["results"] = harness.loss.seen, harness.results
+
+    trainer, harness, data = make_run(folder / "nan", **options)
+    if rank == 1:
+        report["bad"] = poison(harness, step=2, row=1)
+    report["nan"] = attempt(lambda: trainer.fit(harness, datamodule=data))
+
+    def send(trainer):
+        if rank == 1 and trainer.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer, harness, data = make_run(folder / "term", callbacks=[Hook("on_train_batch_start", send)], **options)
+    report["term"] = attempt(lambda: trainer.fit(harness, datamodule=data))
+    report["again"] = attempt(lambda: train(folder / "term", **options))
+    report["locked"] = attempt(lambda: train(folder / "locked", **options))
+    (folder / f"report{rank}.json").write_text(json.dumps(report))
+
+
 def main(options):
     """Run one part; append step and indices of every batch to ``batches.jsonl``; signal this process when told to."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     folder = Path(options.pop("folder"))
+    if options.pop("two", False):
+        return main_of_two(folder)
     hook, at, name = options.pop("signal", (None, None, None))
 
     def report(trainer):
@@ -335,11 +377,10 @@ def main(options):
 
     def send(trainer):
         if trainer.global_step == at:
-            for number in name.split():
-                os.kill(os.getpid(), getattr(signal, number))
+            os.kill(os.getpid(), getattr(signal, name))
 
     signals = [Hook(hook, send)] if hook else []
-    train(folder, callbacks=[Hook("on_train_batch_end", report), *signals], **options)
+    return train(folder, callbacks=[Hook("on_train_batch_end", report), *signals], **options)
 
 
 if __name__ == "__main__":

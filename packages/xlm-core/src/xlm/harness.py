@@ -148,7 +148,12 @@ class Harness(pl.LightningModule):
         parts = self.trainer.accumulate_grad_batches
         micro_batch = self.trainer.global_step * parts + batch_idx % parts
         place = micro_batch * self.trainer.world_size + self.trainer.global_rank
-        torch.manual_seed(noise_key(self.seed, Stream.DROPOUT, place))
+        key = noise_key(self.seed, Stream.DROPOUT, place)
+        torch.default_generator.manual_seed(key)  # torch.manual_seed asks every kind of device: 2 ms
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(key)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(key)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
