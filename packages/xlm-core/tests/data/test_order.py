@@ -1,8 +1,10 @@
 from __future__ import annotations
 
-import signal
+import multiprocessing
+import os
 import subprocess
 import sys
+import time
 from itertools import islice
 
 import numpy as np
@@ -105,11 +107,20 @@ def test_reading_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_workers_leave_sigterm_to_the_main_process():
-    handlers = make_loader(
-        Sequential(fetch, 2, 0), lambda examples: signal.getsignal(signal.SIGTERM), batch_size=1, num_workers=1
-    )
-    assert list(handlers) == [signal.SIG_IGN] * 2
+def worker_pid(examples):
+    return os.getpid()
+
+
+def test_a_worker_ignores_sigterm_unless_the_main_process_sends_it():
+    batches = iter(make_loader(Sequential(fetch, 20, 0), worker_pid, batch_size=1, num_workers=1))
+    worker = next(batches)
+    subprocess.run(["kill", "-TERM", str(worker)], check=True)
+    time.sleep(0.2)
+    assert {next(batches) for _ in range(10)} == {worker}
+    [process] = multiprocessing.active_children()
+    process.terminate()
+    process.join(timeout=10)
+    assert process.exitcode == 0
 
 
 def test_a_process_ends_although_a_worker_is_still_waiting_for_work():
@@ -120,7 +131,7 @@ def test_a_process_ends_although_a_worker_is_still_waiting_for_work():
         "print(next(alive))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.returncode) == ("1\n", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("1\n", "", 0)
 
 
 def test_ranks_evaluate_every_example_once_with_the_key_of_its_index():

@@ -7,9 +7,9 @@ A run's place in it is one integer, the samples seen: workers, ranks, accumulati
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import count, islice
@@ -152,9 +152,11 @@ class Sequential(Dataset[Example]):
 
 
 def make_loader(dataset: Dataset[Any], collate: Callable[[list[Example]], Any], **options: Any) -> DataLoader[Any]:
-    """A ``DataLoader`` that draws nothing from the global generator; its workers leave SIGTERM to the main process."""
+    """A ``DataLoader`` that draws nothing from the global generator, and whose workers outlive a SIGTERM to all."""
     generator = torch.Generator().manual_seed(0)
-    return DataLoader(dataset, collate_fn=collate, worker_init_fn=_ignore_sigterm, generator=generator, **options)
+    return DataLoader(
+        dataset, collate_fn=collate, worker_init_fn=_ignore_foreign_sigterm, generator=generator, **options
+    )
 
 
 class _Ordered(Dataset[Example]):
@@ -180,13 +182,17 @@ class _Batches:
         return islice(micro_batches(plan, place, seen), max(left, 0))
 
 
-def _ignore_sigterm(worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ignore_foreign_sigterm(worker: int) -> None:
+    """End this worker on SIGTERM from the main process alone: one sent to the whole group is for that to act on.
+
+    The handler that torch installs lets any other SIGTERM kill the worker; then the main process fails before it saves.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_the_parents_sigterm, daemon=True).start()
 
 
-@atexit.register
-def _end_workers() -> None:
-    """At exit multiprocessing sends daemons SIGTERM and waits: for ever, for workers that ignore it."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+def _await_the_parents_sigterm() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
