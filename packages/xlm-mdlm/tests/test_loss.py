@@ -228,6 +228,29 @@ def test_packed_documents_cost_what_they_cost_alone():
     torch.testing.assert_close(packed, sum(loss.loss_fn(batch)["nll"] for batch in apart))
 
 
+class SaysItsPlace(nn.Module):
+    """A network with absolute positions: at place p it is certain of letter 4 + p."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 12, bias=False)
+        nn.init.eye_(self.head.weight)
+
+    def hidden(self, input_ids, attention_mask=None, *, positions=None, **_):
+        positions = torch.arange(input_ids.shape[1]).expand_as(input_ids) if positions is None else positions
+        return 50.0 * F.one_hot(4 + positions, 12).float()
+
+
+def test_places_are_counted_from_the_first_token_of_the_prompt():
+    rows = [{"prompt_ids": [4, 5], "target_ids": [6, 7]}, {"prompt_ids": [4], "target_ids": [5, 6, 7]}]
+    collate = MDLMSeq2SeqCollator(**noisy_options(max_prompt_length=4, max_target_length=4, t_min=0.99))
+    batch = collate(keyed(rows))
+    hidden_letters = (batch["input_ids"] == MASK) & (batch["target_ids"] != EOS)
+    assert hidden_letters.sum() >= 4
+    batch["rows"] = hidden_letters.flatten().nonzero().squeeze(1)
+    assert mdlm_loss(SaysItsPlace()).loss_fn(batch)["loss"].item() == pytest.approx(0, abs=1e-6)
+
+
 def cross_entropies(model: InconsistentDenoiser, ids: torch.Tensor) -> dict[tuple[int, ...], float]:
     """Of every set of hidden positions: their summed cross-entropy, nats."""
     costs = {}

@@ -13,6 +13,7 @@ from xlm.testing.factories import keyed, tiny_tokenizer, unconditional_examples
 from xlm.testing.laws import ancestral_law, any_order_law, chi_square
 from xlm.testing.toy import ExactDenoiser, InconsistentDenoiser, TableDenoiser, random_table
 from xlm_mdlm.collator import (
+    MDLMCollator,
     MDLMInfillPredictionCollator,
     MDLMSeq2SeqPredictionCollator,
     MDLMUnconditionalCollator,
@@ -133,6 +134,10 @@ def test_top_probability_samples_follow_the_law_of_their_deterministic_order(per
         model=model, tokenizer=TOKENIZER, tokens_per_step=per_step, temperature=temperature
     )
     assert float(law.sum()) == pytest.approx(1.0)
+    every_string = MDLMCollator(tokenizer=TOKENIZER, noise_schedule=LinearSchedule(), seed=0, max_length=4)(
+        keyed([{"input_ids": ids} for ids in model.all_strings().tolist()])
+    )
+    torch.testing.assert_close((-predictor.log_likelihood(every_string)["nll"]).exp(), law)
     assert chi_square(counts(predictor), law) > LEAST_P
 
 

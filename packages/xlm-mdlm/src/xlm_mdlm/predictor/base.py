@@ -21,6 +21,9 @@ from xlm_mdlm.types import MDLMBatch, MDLMPredictionBatch
 
 REVEAL_STREAM, TOKEN_STREAM = Stream.SAMPLE << 32, (Stream.SAMPLE << 32) + 1
 
+Filled = tuple[Int[Tensor, "batch seq"], Int[Tensor, " batch"]]
+"""Whole rows, and the network calls in which each took part."""
+
 
 class MDLMPredictor(Predictor[MDLMPredictionBatch, Predictions], ABC):
     """Fills in hidden positions. What is visible stays, and tokens that are never generated have probability 0 (SUBS).
@@ -66,7 +69,7 @@ class MDLMPredictor(Predictor[MDLMPredictionBatch, Predictions], ABC):
         return self._noise_schedule
 
     @abstractmethod
-    def fill(self, batch: MDLMPredictionBatch, trace: Trace | None) -> tuple[Tensor, Tensor]:
+    def fill(self, batch: MDLMPredictionBatch, trace: Trace | None) -> Filled:
         """Whole rows with every predicted position filled in, and the network calls of each row."""
 
     @torch.no_grad()
@@ -125,7 +128,7 @@ class MDLMPredictor(Predictor[MDLMPredictionBatch, Predictions], ABC):
             return torch.zeros_like(hidden, dtype=torch.float64).index_put(at, costs.double()).sum(1)
 
         # In its own place, not its column, a position's randomness does not depend on the padding before it
-        at_place = torch.zeros_like(predicted).scatter_reduce(1, place, predicted, "amax")
+        at_place = torch.zeros_like(place).scatter_add(1, place, predicted.long()) > 0
         bound = any_order_bound(cross_entropy, at_place, batch["noise_key"], draws=draws)
         bound["n_tokens"] = batch["n_tokens"]
         return bound
@@ -169,7 +172,7 @@ class PlannedPredictor(MDLMPredictor):
     def plan(self, u: Float[Tensor, "batch seq"], predicted: Bool[Tensor, "batch seq"]) -> RevealPlan:
         """When each predicted position is revealed, from one uniform number a position."""
 
-    def fill(self, batch: MDLMPredictionBatch, trace: Trace | None) -> tuple[Tensor, Tensor]:
+    def fill(self, batch: MDLMPredictionBatch, trace: Trace | None) -> Filled:
         """Call the network for the rows that reveal something in a step, and its head where they do."""
         ids, place = self.hide(batch["input_ids"], batch["predicted"]), places(batch)
         plan = self.plan(placed_uniforms(batch, REVEAL_STREAM), batch["predicted"])
