@@ -4,8 +4,9 @@ from xlm.callbacks.best import BestCheckpoint
 from xlm.callbacks.ema import EMA
 from xlm.callbacks.metrics_file import MetricsFile
 from xlm.callbacks.progress import Progress
+from xlm.callbacks.replay import Replay
 from xlm.callbacks.samples import SampleLogger
 from xlm.callbacks.saver import Saver
 from xlm.callbacks.throughput import Throughput
 
-__all__ = ["EMA", "BestCheckpoint", "MetricsFile", "Progress", "SampleLogger", "Saver", "Throughput"]
+__all__ = ["EMA", "BestCheckpoint", "MetricsFile", "Progress", "Replay", "SampleLogger", "Saver", "Throughput"]

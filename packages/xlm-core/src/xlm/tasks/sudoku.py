@@ -61,6 +61,10 @@ class Sudoku:
             )
         self.split, self.size, self.n, self.clues, self.seed = split, size, n, (fewest, most), seed
 
+    def render(self, text: str) -> str:
+        """The grid drawn with its boxes, for people; a text that is no whole grid stays as it is."""
+        return render(text) if len(text) == self.size**2 else text
+
     def rows(self) -> list[dict[str, str]]:
         """One row a puzzle; every string has one character a cell, row by row.
 
