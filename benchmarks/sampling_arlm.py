@@ -54,8 +54,8 @@ def alternatives(n_rows: int, length: int) -> dict[str, Callable[[], object]]:
     options = {"tokenizer": tokenizer, "min_new_tokens": length, "max_new_tokens": length}
     cached, recomputed = (ARLMPredictor(model=model, **options) for model in (ours, Recomputing(ours)))
     size = {"hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS}
-    d_ff = 8 * D_MODEL // 3  # three matrices: as many weights as two of 4 x d_model
-    llama = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, intermediate_size=d_ff, pad_token_id=0, **size)).eval()
+    size["intermediate_size"] = 8 * D_MODEL // 3  # three matrices: as many weights as two of 4 x d_model
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, pad_token_id=0, **size)).eval()
     fixed = {"do_sample": True, "top_k": 0, "min_new_tokens": length, "max_new_tokens": length}
     return {
         "cached": lambda: cached.predict(batch),
@@ -69,22 +69,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("--batch", 8), ("--length", 128), ("--rounds", 3)):
         parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--bf16", action="store_true", help="under autocast, as with trainer.precision=bf16-mixed")
+    parser.add_argument("--bf16", action="store_true", help="as with trainer.precision=bf16-mixed")
     args = parser.parse_args()
     torch.set_num_threads(1)
     runs, seconds = alternatives(args.batch, args.length), {}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            start = time.process_time()
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-                run()
-            seconds.setdefault(name, []).append(time.process_time() - start)
-    precision, load = "bf16" if args.bf16 else "fp32", os.getloadavg()[0]
+    for name, run in list(runs.items()) * args.rounds:
+        start = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            run()
+        seconds.setdefault(name, []).append(time.process_time() - start)
     versions = f"torch {version('torch')}, transformers {version('transformers')}"
-    print(f"batch {args.batch}, length {args.length}, {precision}, load {load:.1f}, {versions}, {args.rounds} rounds")
+    print(f"{vars(args)}, load {os.getloadavg()[0]:.1f}, {versions}")
     for name, values in seconds.items():
-        rate, ratio = args.batch * args.length / median(values), median(values) / median(seconds["cached"])
-        print(f"{name:13} {rate:8.0f} tokens per CPU second; cached is {ratio:5.2f} times as fast")
+        ratio = median(values) / median(seconds["cached"])
+        print(f"{name:13} {args.batch * args.length / median(values):8.0f} tokens a CPU second; cached x {ratio:5.2f}")
 
 
 if __name__ == "__main__":
