@@ -289,6 +289,14 @@ def test_a_checkpoint_of_another_model_lists_what_differs(tmp_path):
         trainer.fit(harness, datamodule=data, ckpt_path=tmp_path / "checkpoints/000000002.ckpt")
 
 
+def test_a_checkpoint_of_weights_only_is_not_resumed(tmp_path):
+    trainer, harness, data = train(tmp_path, steps=2, ema=None)
+    trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    trainer, harness, data = make_run(tmp_path, steps=4, ema=None)
+    with pytest.raises(UserError, match=r"holds weights only in .*fix: begin a new run with init_from="):
+        trainer.fit(harness, datamodule=data, ckpt_path=tmp_path / "weights.ckpt")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("configured", [True, False])
 def test_a_compiled_loss_has_the_values_and_gradients_of_the_eager_one(tmp_path, configured, monkeypatch):

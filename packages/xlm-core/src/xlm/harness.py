@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -350,7 +351,20 @@ class Harness(pl.LightningModule):
             fix="use the tokenizer of that run",
         )
         checkpoints.require_match(_model_part(checkpoint["state_dict"]), self.model.state_dict(), source)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._require_resumable(checkpoint, source)
         self.tokens = torch.tensor(checkpoint["xlm"]["tokens"], dtype=self.tokens.dtype)
+
+    def _require_resumable(self, checkpoint: Mapping[str, Any], source: str) -> None:
+        fix = "begin a new run with init_from= instead of resume="
+        _require("optimizer_states" in checkpoint, "the checkpoint holds weights only", source, fix=fix)
+        averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        _require(
+            averages or "current_model_state" not in checkpoint,
+            f"the weights in {source} were averaged; this run does not",
+            "harness.ema_decay",
+            fix="resume with the run's own ema_decay, or " + fix,
+        )
 
 
 def harness_of(trainer: pl.Trainer) -> Harness:

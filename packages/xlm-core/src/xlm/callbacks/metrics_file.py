@@ -76,10 +76,9 @@ class MetricsFile(Logger):
     def rewind(self, step: int) -> None:
         """Drop rows after ``step``: they will be computed again. A run that begins drops all."""
         self._row = {}
-        rows = self._read()
-        kept = [row for row in rows if 0 < step >= int(row["step"])]
-        self._last = int(kept[-1]["step"]) if kept else -1
-        if len(kept) < len(rows):
+        if self.path.exists():
+            kept = [row for row in self._read() if 0 < step >= int(row["step"])]
+            self._last = int(kept[-1]["step"]) if kept else -1
             self._rewrite(kept)
 
     def _append(self, row: Mapping[str, Any]) -> None:

@@ -43,5 +43,10 @@ class SampleLogger(Callback):
     def _print(self, title: str, columns: list[str], texts: list[list[Any]]) -> None:
         table = Table(*columns, title=title, show_lines=True)
         for row in texts:
-            table.add_row(*(Text(text) for text in row))  # as it is: no markup, no escape sequences
+            table.add_row(*(Text(_visible(text)) for text in row))  # no markup either
         self.console.print(table)
+
+
+def _visible(text: str) -> str:
+    """Text that cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
