@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import distributed
 
@@ -15,4 +15,4 @@ def gather(value: T) -> list[T]:
         return [value]
     values: list[T | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
-    return [value for value in values if value is not None]
+    return cast("list[T]", values)

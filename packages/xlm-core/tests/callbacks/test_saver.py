@@ -6,17 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toy_run import Hook, digest, final_state, make_run, train
 from xlm import files
 from xlm.callbacks import EMA, Saver
-from xlm.checkpoint import checkpoints, newest_valid
+from xlm.callbacks.slurm import job, requeue
+from xlm.checkpoint import AtomicCheckpointIO, checkpoints, newest_valid
 from xlm.errors import UserError
 from xlm.files import lock
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+PLUGINS = [AtomicCheckpointIO(), LightningEnvironment()]
 
 
 class Killed(BaseException):
@@ -205,6 +210,58 @@ def test_sigterm_twice_is_sigterm(tmp_path):
 def test_sigint_once_saves_and_twice_leaves_at_once(tmp_path):
     assert leave(tmp_path / "once", "on_train_batch_start", 4, [signal.SIGINT], 130, every=100) == 5
     assert leave(tmp_path / "twice", "on_train_batch_start", 4, [signal.SIGINT] * 2, 130, every=100) == 0
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A scontrol that notes how it is called."""
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin/scontrol"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    return script
+
+
+def test_under_slurm_sigusr1_saves_queues_the_job_again_once_and_the_second_start_goes_on(tmp_path, slurm):
+    straight = train(tmp_path / "straight", steps=6)[1]
+    sent = [signal.SIGUSR1, signal.SIGUSR1]
+    assert leave(tmp_path / "run", "on_train_batch_start", 4, sent, 0, steps=6, plugins=PLUGINS) == 5
+    assert (tmp_path / "called").read_text() == "requeue 17\n"
+    _, resumed, _ = train(tmp_path / "run", steps=6, plugins=PLUGINS)
+    assert resumed.loss.seen == straight.loss.seen[5:]
+
+
+@pytest.mark.filterwarnings("default")
+def test_without_scontrol_the_checkpoint_is_kept_and_the_exit_code_says_terminated(tmp_path, slurm):
+    slurm.unlink()
+    with pytest.warns(UserWarning, match=r"not queued again \(No such file or directory: scontrol\)"):
+        saved = leave(tmp_path / "run", "on_train_batch_start", 4, [signal.SIGUSR1], 143, plugins=PLUGINS)
+    assert saved == 5
+
+
+def test_a_refusal_of_slurm_is_shown(slurm):
+    slurm.write_text("#!/bin/sh\necho 'Invalid job id' >&2; exit 1\n")
+    with pytest.warns(UserWarning, match="Invalid job id"):
+        assert not requeue()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "17"}, "17"),
+        ({"SLURM_JOB_ID": "18", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}, "17_3"),
+        ({"SLURM_JOB_ID": "17; rm -r"}, None),
+    ],
+)
+def test_the_job_is_known_by_its_variables(monkeypatch, variables, expected):
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert job() == expected
 
 
 def test_handlers_are_put_back_after_the_run(tmp_path):

@@ -12,12 +12,15 @@ import lightning.pytorch as pl
 from filelock import FileLock
 from lightning.pytorch.callbacks import Checkpoint
 
+from xlm.callbacks import slurm
 from xlm.callbacks.metrics_file import MetricsFile
 from xlm.checkpoint import checkpoints
 from xlm.errors import UserError
 from xlm.files import DiskError, lock, remove_leftovers, require_space
 from xlm.harness import harness_of
+from xlm.ranks import gather
 
+QUEUED_AGAIN = 0
 COPIES = 4
 """Weights, their average and AdamW's two moments: the size of a checkpoint in models, from above."""
 
@@ -26,8 +29,8 @@ class Saver(Checkpoint):
     """Saves ``<step>.ckpt`` and lets no other run write into the folder.
 
     SIGTERM, or SIGINT once, ends the run after the step or validation batch in flight, with a checkpoint, and exit code
-    143 or 130. SIGINT twice ends it at once. (A ``Checkpoint`` by descent: Lightning then calls it after the others,
-    when the average is up to date.)
+    143 or 130. SIGINT twice ends it at once. Under SLURM, SIGUSR1 does so too, queues the job again and exits with 0.
+    (A ``Checkpoint`` by descent: Lightning then calls it after the others, when the average is up to date.)
 
     Args:
         folder: Where checkpoints go.
@@ -106,6 +109,8 @@ class Saver(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self._ask_to_stop(trainer, 128 + signal.SIGTERM))
             signal.signal(signal.SIGINT, lambda *_: self._interrupt(trainer))
+            if slurm.job():
+                signal.signal(signal.SIGUSR1, lambda *_: self._ask_to_stop(trainer, QUEUED_AGAIN))
 
     def _interrupt(self, trainer: pl.Trainer) -> None:
         if self.exit_code is not None:
@@ -145,13 +150,16 @@ class Saver(Checkpoint):
             self._save(trainer)
 
     def _leave(self, trainer: pl.Trainer, *, validation_owed: bool) -> None:
+        """All ranks come here in the same step; those that got no signal learn the exit code of those that did."""
         self._leaving, self._validation_owed = True, validation_owed
-        raise SystemExit(self.exit_code if self.exit_code is not None else 128 + signal.SIGTERM)
+        raise SystemExit(min(code for code in gather(self.exit_code) if code is not None))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save a run that leaves by its own will; others failed inside a step, and keep the checkpoint before it."""
-        if self._leaving:
+        if self._leaving and isinstance(exception, SystemExit):
             self._save(trainer)
+            if exception.code == QUEUED_AGAIN and trainer.is_global_zero and not slurm.requeue():
+                exception.code = 128 + signal.SIGTERM
         self._release()
 
     def _save(self, trainer: pl.Trainer) -> None:
