@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 from functools import partial
 from typing import Any
 
@@ -187,6 +188,8 @@ def test_an_error_in_a_collator_names_the_data_set_and_the_examples(workers):
     data.bind({"lm": Broken})
     with pytest.raises(RuntimeError, match=r"val\.open: no batch of examples \[0, 1, 2, 3, 4\].*no such thing"):
         next(iter(data.val_dataloader()[0]))
+    for worker in multiprocessing.active_children():  # the traceback keeps it alive
+        worker.terminate()
 
 
 def test_unconditional_rows_have_their_keys_only():
@@ -235,19 +238,22 @@ def trainer(folder: Any, steps: int, **options: Any) -> Trainer:
     )
 
 
-def test_lightning_reads_a_run_as_one_epoch_and_resumes_it_in_its_middle(tmp_path):
-    whole, first, second = Recorder(), Recorder(), Recorder()
-    trainer(tmp_path, 9, val_check_interval=4).fit(whole, bound())
-    assert [position for batch in whole.seen["train"] for position in batch] == list(range(72))
-    assert whole.seen["val"][:1] == [[0, 1, 2, 3, 4]]
-    short = trainer(tmp_path, 5)
-    short.fit(first, bound())
-    short.save_checkpoint(tmp_path / "five.ckpt")
-    trainer(tmp_path, 9, accumulate_grad_batches=2).fit(
-        second, bound(num_workers=1, device_batch_size=4), ckpt_path=tmp_path / "five.ckpt", weights_only=True
-    )
+def train(recorder: Recorder, folder: Any, steps: int, accumulate: int, **options: Any) -> Trainer:
+    data = bound(device_batch_size=8 // accumulate, num_workers=accumulate - 1)
+    running = trainer(folder, steps, accumulate_grad_batches=accumulate, val_check_interval=4 * accumulate)
+    running.fit(recorder, data, weights_only=True, **options)
+    return running
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1)])
+def test_lightning_reads_a_run_as_one_epoch_and_resumes_it_with_any_accumulation(tmp_path, before, after):
+    first, second = Recorder(), Recorder()
+    train(first, tmp_path, 5, before).save_checkpoint(tmp_path / "five.ckpt")
+    resumed = train(second, tmp_path, 9, after, ckpt_path=tmp_path / "five.ckpt")
+    assert [position for batch in first.seen["train"] for position in batch] == list(range(40))
     assert [position for batch in second.seen["train"] for position in batch] == list(range(40, 72))
-    assert len(second.seen["train"]) == 8
+    assert resumed.global_step == 9
+    assert [index for batch in second.seen["val"] for index in batch] == [0, 1, 2, 3, 4]
 
 
 def test_lightning_predicts_every_example_once_and_needs_no_validation_data(tmp_path):

@@ -73,6 +73,11 @@ def test_a_line_of_a_megabyte_comes_back():
     assert tokenizer.decode(ids(tokenizer, line)) == line
 
 
+def test_half_a_surrogate_pair_is_named():
+    with pytest.raises(UserError, match=r"is no Unicode text \('x\\ud800'\)"):
+        encode(ByteTokenizer().build(()), ["fine", "x\ud800"])
+
+
 def test_characters_are_numbered_by_frequency_and_unseen_ones_are_unknown():
     tokenizer = CharTokenizer().build(["bba", "b\n"])
     assert ids(tokenizer, "b") == [1]

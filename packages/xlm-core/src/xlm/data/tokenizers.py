@@ -190,7 +190,11 @@ def complete(tokenizer: PreTrainedTokenizerFast, *, add_missing: bool) -> PreTra
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Encoding]:
     """Ids and character offsets of plain texts; nothing is added and no control token is recognised."""
-    encodings: list[Encoding] = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    try:
+        encodings: list[Encoding] = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    except TypeError as error:  # what the backend makes of half a surrogate pair
+        broken = [ascii(text) for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text)]
+        raise UserError("is no Unicode text", value=", ".join(broken), fix="remove the lone surrogates") from error
     return encodings
 
 
