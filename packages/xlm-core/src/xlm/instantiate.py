@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args, get_origin, get_type_hints
 
 from xlm import registry
 from xlm.errors import UserError
@@ -32,7 +34,7 @@ def is_trusted(path: str) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in allowed)
 
 
-def check_trusted(target: str, where: str) -> None:
+def check_trusted(target: Any, where: str) -> None:
     """Refuse a ``_target_`` outside the trusted packages, or one that reaches into private names."""
     if not isinstance(target, str) or any(not part.isidentifier() for part in target.split(".")):
         raise UserError(
@@ -47,7 +49,7 @@ def check_trusted(target: str, where: str) -> None:
         )
 
 
-def locate(target: str, where: str) -> Any:
+def locate(target: Any, where: str) -> Any:
     """The class or function of a dotted path, imported only if its package is trusted and fits this core."""
     check_trusted(target, where)
     if package := registry.package_of(target):
@@ -91,6 +93,31 @@ def takes_any_key(target: Any) -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
 
 
+def annotation_of(target: Any, name: str) -> Any:
+    """The evaluated annotation of an argument; None where there is none, or it cannot be evaluated."""
+    annotation = inspect.signature(target).parameters[name].annotation
+    if annotation is inspect.Parameter.empty:
+        return None
+    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    holder = SimpleNamespace(__annotations__={name: annotation})
+    names = {"Callable": Callable, "Mapping": Mapping, "Sequence": Sequence, "Path": Path}  # often for checkers alone
+    try:
+        return get_type_hints(holder, globalns=getattr(function, "__globals__", {}), localns=names)[name]
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return None
+
+
+def _as_annotated(value: Any, target: Any, name: str) -> Any:
+    """YAML has no tuples, and people write 1 for 1.0: a list or a whole number becomes what the argument is."""
+    if type(value) not in (list, int) or name not in parameters(target):
+        return value
+    annotation = annotation_of(target, name)
+    kinds = [get_origin(kind) or kind for kind in (annotation, *get_args(annotation))]
+    if isinstance(value, list):
+        return tuple(value) if tuple in kinds else value
+    return float(value) if float in kinds and int not in kinds else value
+
+
 def construct(node: Any, *, where: str | None = None, **context: Any) -> Any:
     """Build what a configuration node describes, nested parts first.
 
@@ -129,7 +156,8 @@ def _call(node: dict[str, Any], where: str, context: Mapping[str, Any]) -> Any:
     as_partial = node.pop("_partial_", False)
     names = parameters(target)
     missing = [name for name in names if node.get(name) is None and name in context]
-    arguments = {**node, **{name: context[name] for name in missing}}
+    arguments = {name: _as_annotated(value, target, name) for name, value in node.items()}
+    arguments |= {name: context[name] for name in missing}
     if as_partial:
         return partial(target, **arguments)
     try:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from xlm import registry
 from xlm.config import search
@@ -57,7 +54,7 @@ def _origin(package: registry.Package | None) -> str:
 
 def roles_of_family(file: Path) -> list[str]:
     """Roles of the collators that a ``model_type`` brings, from its defaults list."""
-    keys = [key for entry in _read(file).get("defaults", []) if isinstance(entry, dict) for key in entry]
+    keys = [key for entry in search.read_yaml(file).get("defaults", []) if isinstance(entry, dict) for key in entry]
     return [key.partition("@collators.")[2] for key in keys if "@collators." in key]
 
 
@@ -88,13 +85,13 @@ def _roles(group: str, name: str) -> list[str]:
     for key, option in _defaults(group, name):
         if not key.startswith(("/", "override ")):
             roles = _roles(*_relative(group, key.partition("@")[0], option)) or roles
-    own = _read(search.options()[group][name]).get("roles")
+    own = search.read_yaml(search.options()[group][name]).get("roles")
     return [str(role) for role in own] if own else roles
 
 
 def _defaults(group: str, name: str) -> Iterator[tuple[str, str]]:
     """Entries of a defaults list as (key, option); ``- base/common@_here_`` has the option in its key."""
-    for entry in _read(search.options()[group][name]).get("defaults", []):
+    for entry in search.read_yaml(search.options()[group][name]).get("defaults", []):
         if isinstance(entry, dict):
             yield from ((key, str(option)) for key, option in entry.items())
         elif entry != "_self_":
@@ -105,8 +102,3 @@ def _relative(group: str, path: str, option: str) -> tuple[str, str]:
     """(group, option) of an entry without a leading slash."""
     folder, _, name = f"{path}/{option}".strip("/").rpartition("/")
     return f"{group}/{folder}".rstrip("/"), name
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    content = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return content if isinstance(content, dict) else {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlm.commands import rundir
 from xlm.config.composition import compose_options, loader
-from xlm.config.overrides import expand, is_value, parse
+from xlm.config.overrides import expand, is_value, parse, unquote
 from xlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,11 +38,9 @@ def run(name: str, module: ModuleType, words: Sequence[str]) -> int:
 
 def _own_run_dir(overrides: list[str], number: int) -> list[str]:
     """A given ``run_dir`` holds the runs by number; without one each run names its own."""
-    parsed = {override.key_or_group: override for override in parse(overrides)}
-    if "run_dir" not in parsed:
-        return overrides
-    others = [line for line in overrides if not line.lstrip("+").startswith("run_dir=")]
-    return [*others, f"run_dir={Path(str(parsed['run_dir'].value())) / str(number)}"]
+    given = [word.partition("=")[2] for word in overrides if word.startswith("run_dir=")]
+    others = [word for word in overrides if not word.startswith("run_dir=")]
+    return [*others, f"run_dir={Path(given[-1]) / str(number)}"] if given else overrides
 
 
 def _for_hydra(overrides: Sequence[str]) -> list[str]:
@@ -71,7 +69,7 @@ def launched(config: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     os.environ.pop(rundir.RUN_DIR, None)
-    words = [line.removeprefix("++") for line in HydraConfig.get().overrides.task]
+    words = [unquote(line.removeprefix("++")) for line in HydraConfig.get().overrides.task]
     train = importlib.import_module("xlm.commands.train")
     results: dict[str, Any] = train.train(train.prepare(words), words)
     return results

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from xlm.commands import rundir
 from xlm.config.composition import compose
-from xlm.config.runs import CONFIG, find_run, from_run, refuse_difference, write_config
+from xlm.config.runs import CONFIG, find_run, from_run, load_overrides, refuse_difference, write_config
 from xlm.config.validation import validate
 from xlm.errors import UserError
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from omegaconf import DictConfig
 
     from xlm.commands.assemble import Parts
@@ -54,6 +55,8 @@ def prepare(words: Sequence[str]) -> DictConfig:
             raise UserError("excludes run_dir", where="resume", value=run_dir, fix="leave run_dir out")
         config.run_dir = str(run_dir)
     validate(config)
+    if config.init_from and not Path(config.init_from).expanduser().exists():
+        raise UserError("does not exist", where="init_from", value=config.init_from, fix="check the path")
     from xlm.commands.assemble import rehearse
 
     rehearse(config)
@@ -77,7 +80,7 @@ def train(config: DictConfig, words: Sequence[str]) -> dict[str, Any]:
 
     harness, trainer = build_harness(config, parts), build_trainer(config, parts, run_dir)
     if rundir.is_first_rank():
-        _begin(run_dir, config, words, parts, known=known)
+        _begin(run_dir, config, words, parts, trainer, known=known)
     started = time.time()
     _fit(trainer, harness, parts, run_dir)
     _use_weights(config, harness, run_dir)
@@ -102,18 +105,27 @@ def _assemble(config: DictConfig, run_dir: Path) -> Parts:
     return parts
 
 
-def _begin(run_dir: Path, config: DictConfig, words: Sequence[str], parts: Parts, *, known: bool) -> None:
-    """The first files of a run. Nothing was written before: a mistake leaves no directory behind."""
+def _begin(run_dir: Path, config: DictConfig, words: Sequence[str], parts: Parts, trainer: Any, *, known: bool) -> None:
+    """The first files of a run. Nothing was written before: a mistake leaves no directory behind.
+
+    A run that goes on gets its new configuration once its checkpoint has been accepted.
+    """
+    from lightning.pytorch.callbacks import LambdaCallback
+
     rundir.make(run_dir)
     os.environ[rundir.RUN_DIR] = str(run_dir.resolve())
-    if not known or config.resume:
-        config = config.copy()
-        config.resume = config.run_dir = None
+    resumed, config = bool(config.resume), config.copy()
+    config.resume = config.run_dir = None
+    if not known:
         write_config(run_dir, config, words)
-    parts.tokenizer.save_pretrained(run_dir / "tokenizer")
+        parts.tokenizer.save_pretrained(run_dir / "tokenizer")
+    elif resumed:
+        words = [*load_overrides(run_dir), *(word for word in words if not word.startswith("resume="))]
+        rewrite = LambdaCallback(on_train_start=lambda *_: write_config(run_dir, config, words))
+        trainer.callbacks.append(rewrite)
 
 
-def _fit(trainer: Any, harness: Harness, parts: Parts, run_dir: Path) -> None:
+def _fit(trainer: Trainer, harness: Harness, parts: Parts, run_dir: Path) -> None:
     from xlm.checkpoint import newest_valid
 
     newest = newest_valid(run_dir / "checkpoints")

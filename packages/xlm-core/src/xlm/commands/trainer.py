@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NOT_FOR_USERS = (".*LeafSpec.*is deprecated", ".*is smaller than the logging interval", ".*does not have many workers")
+"""Warnings of Lightning about what we decided, or what only it can mend."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
@@ -70,7 +73,7 @@ class TrainerSettings:
                 fix = "give a fraction in [0, 1], a whole number of batches, or null"
                 raise UserError("no share of the batches", where=f"trainer.{name}", value=limit, fix=fix)
 
-    def steps(self, steps_per_epoch: float) -> int:
+    def steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the run.
 
         Args:
@@ -96,7 +99,12 @@ class TrainerSettings:
         from xlm.precision import resolve_precision
 
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements
-        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="lightning")
+        for noise in (
+            ".*LeafSpec.*is deprecated",
+            ".*is smaller than the logging interval",
+            ".*does not have many workers",
+        ):
+            warnings.filterwarnings("ignore", noise)
 
         kind = device(self.accelerator).type
         precision, reason = resolve_precision(self.precision, device=kind, d_model=d_model)

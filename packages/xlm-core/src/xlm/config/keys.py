@@ -36,6 +36,9 @@ def apply(config: DictConfig, override: Override) -> None:
 def check_keys(config: DictConfig, overrides: Sequence[Override]) -> None:
     """Refuse an override of a key that exists neither in the options nor in the constructor behind them."""
     for override in overrides:
+        if override.key_or_group.partition(".")[0] == "choices":
+            fix = "choose an option with group=option"
+            raise UserError("cannot be set", where=override.key_or_group, value=override.input_line, fix=fix)
         explicit = override.is_add() or override.is_force_add()
         if not _known(config, override.key_or_group, explicit=explicit):
             value = None if override.is_delete() else override.get_value_element_as_str()
@@ -68,7 +71,7 @@ def _arguments(node: DictConfig, where: str) -> Sequence[str]:
 
 def unknown_key(config: DictConfig, key: str, value: object) -> UserError:
     """The error for a key that nothing takes: the most similar one that something does, else those beside it."""
-    siblings = _siblings(config, key.rpartition(".")[0])
+    siblings = {name: path for name, path in _siblings(config, key.rpartition(".")[0]).items() if path != key}
     if meant := _meant(config, key, siblings):
         return UserError("unknown key", where=key, value=value, fix=f"did you mean {meant}?")
     return UserError("unknown key", where=key, value=value, fix=f"choose one of {', '.join(sorted(siblings.values()))}")
@@ -86,11 +89,20 @@ def _siblings(config: DictConfig, parent: str) -> dict[str, str]:
     return {name: f"{parent}.{name}".lstrip(".") for name in names if name not in hidden}
 
 
+def leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of the leaves of plain containers; a list is a leaf."""
+    if isinstance(node, dict) and node:
+        for key, child in node.items():
+            yield from leaves(child, f"{where}.{key}".lstrip("."))
+    else:
+        yield where, node
+
+
 def _meant(config: DictConfig, key: str, siblings: dict[str, str]) -> str | None:
     last = key.rpartition(".")[2]
     if close := search.nearest(last, list(siblings)):
         return siblings[close]
-    elsewhere = {name.rpartition(".")[2]: name for name in reversed(list(_all_keys(config, "")))}
+    elsewhere = {name.rpartition(".")[2]: name for name in reversed(list(_all_keys(config, ""))) if name != key}
     if close := search.nearest(last, list(elsewhere), cutoff=0.75):
         return elsewhere[close]
     return search.nearest(key, list(elsewhere.values()), cutoff=0.85)

@@ -29,17 +29,28 @@ def quote(argument: str) -> str:
     return f"{key}={QuotedString(escaped, Quote.single).with_quotes()}"
 
 
+def unquote(line: str) -> str:
+    """A line of Hydra's grammar as the word that ``quote`` would turn into it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    override = OverridesParser.create().parse_override(line)
+    if override.key_or_group not in LITERAL or override.is_delete():
+        return line
+    text = re.sub(r"(\\*)\\\$\{", lambda match: match[1][: len(match[1]) // 2] + "${", str(override.value()))
+    return f"{override.key_or_group}={text}"
+
+
 def parse(arguments: Sequence[str]) -> list[Override]:
     """Overrides in order; mistakes of grammar are refused."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     parser = OverridesParser.create()
     parsed = []
     for argument in arguments:
         try:
             override = parser.parse_override(quote(argument))
-        except OverrideParseException as error:
+        except HydraException as error:
             raise UserError(
                 "cannot read this override", value=argument, fix="write key=value; quote a text: 'key=\"a, b\"'"
             ) from error
@@ -73,8 +84,8 @@ def refuse_sweeps(overrides: Sequence[Override]) -> None:
 
 
 def expand(arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run of a sweep: every combination of the values given."""
+    """The words of each run of a sweep: every combination of the values given."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     (runs,) = BasicSweeper.split_arguments(parse(arguments), None)
-    return [list(run) for run in runs]
+    return [[unquote(line) for line in run] for run in runs]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm.config.composition import compose_options, take_trusted
-from xlm.config.keys import apply, check_keys
+from xlm.config.keys import apply, check_keys, leaves
 from xlm.config.overrides import is_group, is_value, parse, refuse_sweeps
 from xlm.config.redaction import REDACTED, redact, redact_override
 from xlm.errors import UserError
@@ -51,6 +51,14 @@ def load_config(run: Path) -> DictConfig:
         raise UserError("damaged", where=str(run / CONFIG), fix="restore the file") from error
     assert isinstance(config, DictConfig)
     return config
+
+
+def load_overrides(run: Path) -> list[str]:
+    """The words that a run was asked for with, those of its resumptions included."""
+    from omegaconf import OmegaConf
+
+    file = run / OVERRIDES
+    return [str(word) for word in OmegaConf.load(file)] if file.is_file() else []
 
 
 def from_run(run: Path, overrides: Sequence[str], extra: Mapping[str, Any] | None = None) -> DictConfig:
@@ -137,15 +145,7 @@ def flat(config: DictConfig) -> Iterable[tuple[str, Any]]:
     """Dotted keys and unresolved values of the leaves."""
     from omegaconf import OmegaConf
 
-    return list(_leaves(OmegaConf.to_container(config, resolve=False), ""))
-
-
-def _leaves(node: Any, where: str) -> Iterable[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for key, child in node.items():
-            yield from _leaves(child, f"{where}.{key}".lstrip("."))
-    else:
-        yield where, node
+    return list(leaves(OmegaConf.to_container(config, resolve=False), ""))
 
 
 def differences(old: DictConfig, new: DictConfig) -> list[tuple[str, Any, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,13 +71,22 @@ def groups() -> list[str]:
     return list(dict.fromkeys([*options(), *(name for name in chosen if not name.startswith("override "))]))
 
 
-def primary() -> dict[str, Any]:
+def primary() -> Mapping[str, Any]:
     """The primary configuration as its file says it."""
+    return read_yaml(options()[""][PRIMARY])
+
+
+def read_yaml(file: Path) -> Mapping[str, Any]:
+    """A YAML file's plain content; empty where it is no mapping."""
+    return _read(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _read(file: Path, changed: int) -> Mapping[str, Any]:
     import yaml
 
-    content = yaml.safe_load(options()[""][PRIMARY].read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
-    return content
+    content = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return content if isinstance(content, dict) else {}
 
 
 def replaced() -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import types
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
 
 from xlm.errors import UserError
+from xlm.instantiate import annotation_of
 
 NUMBER = re.compile(r"[+-]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -27,7 +27,7 @@ def convert(value: Any, target: Any, name: str, *, where: str, shown: object) ->
         where: Key of the value, for the error.
         shown: The value as it was written: an interpolation of a secret is not spelt out in an error.
     """
-    annotation = _annotation(target, name)
+    annotation = annotation_of(target, name)
     if annotation is None or _fits(value, annotation):
         return value
     for number in _numbers_like(value):
@@ -81,25 +81,3 @@ def _build_adapter(annotation: Any) -> Any:
         return None
     except (PydanticUserError, TypeError):  # a BaseModel or dataclass brings its own configuration
         return TypeAdapter(annotation)
-
-
-def _annotation(target: Any, name: str) -> Any:
-    """The evaluated annotation of an argument; None where there is none, or it cannot be evaluated."""
-    annotation = inspect.signature(target).parameters[name].annotation
-    if annotation is inspect.Parameter.empty:
-        return None
-    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
-    scope = getattr(function, "__globals__", {})
-    holder = types.SimpleNamespace(__annotations__={name: annotation})
-    try:
-        return get_type_hints(holder, globalns=scope, localns=_for_type_checkers())[name]
-    except (NameError, AttributeError, TypeError, SyntaxError):
-        return None
-
-
-def _for_type_checkers() -> dict[str, Any]:
-    """Names that modules import for the type checker alone and that values may have."""
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    return {"Callable": Callable, "Mapping": Mapping, "Sequence": Sequence, "Path": Path}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from xlm.config import search
-from xlm.config.keys import RESERVED, unknown_key
+from xlm.config.keys import RESERVED, leaves, unknown_key
 from xlm.config.top_level import TopLevel, read
 from xlm.config.types import convert
 from xlm.errors import UserError
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 REQUIRED = {"family": "model_type", "datamodule": "datamodule"}
 """Keys that some option must set, and the group to choose it from."""
 
-SLOW = ("lightning", "xlm.callbacks", "xlm.data", "transformers", "datasets")
-"""Modules that take seconds to import: their nodes are checked last, so that other mistakes show at once."""
+CHEAP, SLOW = ("xlm.commands",), ("lightning", "xlm.callbacks", "xlm.data", "transformers", "datasets")
+"""Modules that need not even torch, and those that take seconds to import: checked first and last."""
 
 
 def validate(config: DictConfig, extra: Collection[str] = ()) -> DictConfig:
@@ -36,7 +36,7 @@ def validate(config: DictConfig, extra: Collection[str] = ()) -> DictConfig:
     check_top_level(config, extra)
     read(TopLevel, plain)
     check_numbers(plain, "")
-    nodes = sorted(_targets(plain, ""), key=lambda found: found[1]["_target_"].startswith(SLOW))
+    nodes = sorted(_targets(plain, ""), key=lambda found: _cost(str(found[1]["_target_"])))
     for where, node in nodes:
         check_trusted(node["_target_"], where)
     for where, node in nodes:
@@ -44,17 +44,21 @@ def validate(config: DictConfig, extra: Collection[str] = ()) -> DictConfig:
     return config
 
 
+def _cost(target: str) -> int:
+    return 0 if target.startswith(CHEAP) else 2 if target.startswith(SLOW) else 1
+
+
 def check_missing(config: DictConfig) -> dict[str, Any]:
     """All values that must be given, in one error; when none is missing, plain containers, interpolations resolved."""
     from omegaconf import OmegaConf
 
-    plain = resolved(config)
-    keys = sorted(OmegaConf.missing_keys(config))
+    unresolved = OmegaConf.to_container(config, resolve=False)
+    keys = sorted(where for where, value in leaves(unresolved, "") if value == "???")
     keys += [key for key in REQUIRED if key not in keys and not _chosen(config, key)]
     if keys:
         names = [_how_to_give(key) for key in keys]
         raise UserError(f"missing: {', '.join(REQUIRED.get(key, key) for key in keys)}", fix=f"add {' '.join(names)}")
-    return plain
+    return resolved(config)
 
 
 def _chosen(config: DictConfig, key: str) -> bool:
