@@ -157,6 +157,21 @@ def test_without_its_manifest_a_checkpoint_counts_only_if_its_checksums_hold(tmp
         assert newest_valid(tmp_path) == old
 
 
+def test_a_kill_between_a_file_and_its_manifest_leaves_no_wrong_manifest(tmp_path, monkeypatch):
+    path = save(tmp_path, 1)
+
+    def killed_before_the_manifest(name, write, **options):
+        if name.suffix == ".json":
+            raise KeyboardInterrupt
+        return write_atomically(name, write, **options)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", killed_before_the_manifest)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 1)
+    with pytest.warns(UserWarning, match="no manifest; its checksums hold"):
+        assert newest_valid(tmp_path) == path
+
+
 def test_a_garbled_manifest_is_no_manifest(tmp_path):
     old, new = save(tmp_path, 10), save(tmp_path, 20)
     new.with_suffix(".json").write_text('{"sha256": ')

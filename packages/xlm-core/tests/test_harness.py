@@ -115,9 +115,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_step_rank_and
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_a_bad_last_step_is_never_saved_even_when_it_is_judged_late(tmp_path, monkeypatch, every):
+@pytest.mark.parametrize("steps", [3, 6])
+def test_a_bad_step_is_never_saved_even_when_it_is_judged_late(tmp_path, monkeypatch, every, steps):
     monkeypatch.setattr(Harness, "_may_defer", lambda *_: True)
-    trainer, harness, data = make_run(tmp_path, validate=0, every=every, log_every_n_steps=100, **EXACT)
+    options = {**EXACT, "steps": steps}
+    trainer, harness, data = make_run(tmp_path, validate=0, every=every, log_every_n_steps=100, **options)
     poison(harness, step=2, row=0)
     with pytest.raises(NonFiniteError, match="at step 3"):
         trainer.fit(harness, datamodule=data)

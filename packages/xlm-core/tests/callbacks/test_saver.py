@@ -142,7 +142,7 @@ def test_a_run_that_fails_gives_its_folder_back(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_removed_at_the_next_start(tmp_path):
-    leftover = tmp_path / "checkpoints/.000000002.ckpt.tmp"
+    leftover = tmp_path / "checkpoints/.000000077.ckpt.tmp"
     leftover.parent.mkdir()
     leftover.write_bytes(b"half")
     train(tmp_path)

@@ -25,7 +25,5 @@ def requeue() -> bool:
     else:
         problem = answer.stderr.strip() or f"exit code {answer.returncode}" if answer.returncode else ""
     if problem:
-        warnings.warn(
-            f"the job was not queued again ({problem}); its checkpoint is kept: submit it again", stacklevel=2
-        )
+        warnings.warn(f"the job was not queued again ({problem}): submit it, its checkpoint is kept", stacklevel=2)
     return not problem
