@@ -295,7 +295,7 @@ def digest(value):
     return hashed.hexdigest()
 
 
-def final_state(folder):
+def final_state(folder, data="ToyData"):
     """Digests of all that must be equal between a straight run and an interrupted one."""
     content = torch.load(newest_valid(Path(folder) / "checkpoints"), weights_only=True)
     parts = {
@@ -304,7 +304,7 @@ def final_state(folder):
         "raw": content.get("current_model_state"),
         "optimizer": content["optimizer_states"],
         "lr": content["lr_schedulers"],
-        "data": content["ToyData"],
+        "data": content[data],
         "tokens": content["xlm"]["tokens"],
     }
     return {name: digest(part) for name, part in parts.items()}

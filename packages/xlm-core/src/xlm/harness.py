@@ -24,6 +24,7 @@ from xlm.evaluation import Evaluation, LossEvaluation, PredictionEvaluation
 from xlm.noise import Stream, noise_key
 from xlm.optim import global_norm
 from xlm.ranks import gather
+from xlm.resume import recount, require_resumable
 from xlm.window import NonFiniteError, Verdict, Window
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
@@ -338,7 +339,11 @@ class Harness(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the loops and callbacks do not hold; never save a step that is not known to be finite."""
         self.settle()
-        checkpoint["xlm"] = {"vocab_size": len(self.tokenizer), "tokens": float(self.tokens)}
+        checkpoint["xlm"] = {
+            "vocab_size": len(self.tokenizer),
+            "tokens": float(self.tokens),
+            "accumulate": self.trainer.accumulate_grad_batches,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare a checkpoint with this run before anything of it is used."""
@@ -352,19 +357,10 @@ class Harness(pl.LightningModule):
         )
         checkpoints.require_match(_model_part(checkpoint["state_dict"]), self.model.state_dict(), source)
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self._require_resumable(checkpoint, source)
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            require_resumable(checkpoint, source, averages=any(isinstance(c, WeightAveraging) for c in callbacks))
+            recount(checkpoint, self.trainer.accumulate_grad_batches)
         self.tokens = torch.tensor(checkpoint["xlm"]["tokens"], dtype=self.tokens.dtype)
-
-    def _require_resumable(self, checkpoint: Mapping[str, Any], source: str) -> None:
-        fix = "begin a new run with init_from= instead of resume="
-        _require("optimizer_states" in checkpoint, "the checkpoint holds weights only", source, fix=fix)
-        averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        _require(
-            averages or "current_model_state" not in checkpoint,
-            f"the weights in {source} were averaged; this run does not",
-            "harness.ema_decay",
-            fix="resume with the run's own ema_decay, or " + fix,
-        )
 
 
 def harness_of(trainer: pl.Trainer) -> Harness:

@@ -5,16 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch.testing import assert_close
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from toy_run import Hook, digest, final_state, make_run, train
+from toy_run import Hook, collate, digest, final_state, make_run, train
 from xlm import files
 from xlm.callbacks import EMA, Saver
 from xlm.callbacks.slurm import job, requeue
 from xlm.checkpoint import AtomicCheckpointIO, checkpoints, newest_valid
+from xlm.data.datamodule import DataModule
+from xlm.data.managers import DatasetManager
+from xlm.data.sources import Rows
+from xlm.data.tokenizers import ByteTokenizer
 from xlm.errors import UserError
 from xlm.files import lock
 
@@ -109,6 +115,66 @@ def test_a_finished_run_may_be_made_longer(tmp_path, validate, accumulate):
     assert resumed.loss.seen == straight.loss.seen[6 * accumulate :]
     assert final_state(tmp_path / "longer") == final_state(tmp_path / "straight")
     assert at == {3: [9, 11], 4: [8, 11], 0: []}[validate]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2), (1, 4)])
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_resumed_run_may_accumulate_otherwise(tmp_path, before, after, step):
+    options = {"steps": 8, "every": 1, "validate": 3, "dropout": 0.0}
+    at = []
+    note = Hook("on_validation_start", lambda t: at.append(t.global_step))
+    _, straight, _ = train(tmp_path / "straight", **options)
+    train_until(tmp_path / "run", "on_train_batch_start", lambda t: t.global_step == step, accumulate=before, **options)
+    _, resumed, _ = train(tmp_path / "run", accumulate=after, callbacks=[note], **options)
+    batches = resumed.loss.seen
+    joined = [sum(batches[i : i + after], []) for i in range(0, len(batches), after)]  # noqa: RUF017
+    assert joined == straight.loss.seen[step:]
+    assert at == [at for at in (3, 6, 8) if at > step]
+    found, expected = (list(run.model.parameters()) for run in (resumed, straight))
+    assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def real_data(folder, *, accumulate, workers):
+    """The real data module over texts of one to nine bytes."""
+    texts = [{"text": "abcdefghi"[: 1 + n % 9]} for n in range(20)]
+
+    def manager():
+        return DatasetManager(source=Rows(rows=texts), kind="loss", roles=["lm"], event_space="open")
+
+    managers = {"train": {"texts": manager()}, "val": {"texts": manager()}}
+    sizes = {"global_batch_size": 8, "device_batch_size": 8 // accumulate, "max_length": 16, "num_workers": workers}
+    data = DataModule(dataset_managers=managers, cache_dir=str(folder / "cache"), **sizes)
+    data.prepare(ByteTokenizer())
+
+    def make(**context):
+        return lambda examples: collate(
+            [{**row, "input_ids": np.asarray(row["input_ids"]) % 7 + 1} for row in examples]
+        )
+
+    data.bind({"lm": make})
+    return data
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_real_data_module_goes_on_to_the_bit_with_other_workers(tmp_path, accumulate):
+    def part(folder, workers, callbacks=()):
+        trainer, harness, _ = make_run(folder, steps=9, every=2, accumulate=accumulate, callbacks=callbacks)
+        data = real_data(tmp_path, accumulate=accumulate, workers=workers)
+        checkpoint = newest_valid(folder / "checkpoints")
+        trainer.fit(harness, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        return harness
+
+    def die(trainer):
+        if trainer.fit_loop.total_batch_idx == 6 * accumulate:
+            raise Killed
+
+    straight = part(tmp_path / "straight", 0)
+    with pytest.raises(Killed):
+        part(tmp_path / "killed", 2, [Hook("on_train_batch_start", die)])
+    resumed = part(tmp_path / "killed", 0)
+    assert resumed.loss.seen == straight.loss.seen[6 * accumulate :]
+    assert final_state(tmp_path / "killed", "DataModule") == final_state(tmp_path / "straight", "DataModule")
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")
 
 
 def test_checkpoints_are_taken_every_n_steps_and_at_the_end_and_two_stay(tmp_path):
