@@ -80,8 +80,10 @@ def test_a_layer_has_12_d_squared_weights_unless_d_ff_says_otherwise():
     assert size() - size(d_ff=64) == 2 * 2 * 32 * (128 - 64)
 
 
-def test_dropout_acts_in_training_only():
-    model = tiny(dropout=0.5)
+@pytest.mark.parametrize("n_layers", [0, 2])
+def test_dropout_acts_on_embeddings_and_branches_in_training_only(n_layers):
+    model = tiny(dropout=0.5, n_layers=n_layers)
+    assert {part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)} == {0.5}
     assert torch.equal(model(IDS), model(IDS))
     model.train()
     assert not torch.equal(model(IDS), model(IDS))

@@ -51,7 +51,7 @@ class ARLMCollator:
         if "segments" not in examples[0]:
             return self._batch(examples, texts[:, :-1], texts, lengths)
         segments = pad([example["segments"] for example in examples], -1)
-        first = _document_starts(segments)
+        first = segments != segments.roll(1, dims=1)  # column 0 needs no care: BOS and position 0 stand there anyway
         batch = self._batch(examples, texts[:, :-1].masked_fill(first[:, 1:], self.bos), texts, lengths)
         batch["segments"], batch["positions"] = segments, _restarting_positions(first)
         return batch
@@ -179,12 +179,6 @@ def _append(
     """Right-padded texts with EOS after the last token of each."""
     longer = F.pad(texts, (0, 1), value=padding)
     return longer.scatter_(1, torch.from_numpy(lengths)[:, None], eos)
-
-
-def _document_starts(segments: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
-    first = segments != segments.roll(1, dims=1)
-    first[:, :1] = True
-    return first
 
 
 def _restarting_positions(first: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:

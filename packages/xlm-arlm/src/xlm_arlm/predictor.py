@@ -134,8 +134,6 @@ class ARLMPredictor(Predictor[ARLMPromptBatch, Predictions]):
         logits = suppress(self.model.head(states), self.suppressed.to(states.device))
         if self.repetition_penalty != 1:
             seen = running.ids != self.eos  # it ends a text once; GPT-2, whose BOS it is, finds it in every prompt
-            if running.attention_mask is not None:
-                seen = seen & running.attention_mask
             logits = penalise_repetition(logits, running.ids, self.repetition_penalty, seen)
         if step < self.min_new_tokens:
             logits = suppress(logits, torch.tensor([self.eos], device=logits.device))
