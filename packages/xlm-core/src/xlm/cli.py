@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -24,18 +25,28 @@ HELP = ("-h", "--help", "help")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 failed, 2 the user's input, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, _terminated)  # until the training callbacks save first
-    log = logging.getLogger("xlm")
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())
+    with logging_to_stderr():
+        try:
+            return dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        except SystemExit as stop:
+            interrupted = isinstance(stop.__context__, KeyboardInterrupt)  # Lightning leaves with 1 then
+            return INTERRUPTED if interrupted else int(stop.code or 0)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except Exception as error:
+            return report(error)
+
+
+@contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Show what xlm says about itself, as plain lines."""
+    log, handler = logging.getLogger("xlm"), logging.StreamHandler()
+    log.setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING)
+    log.addHandler(handler)
     try:
-        return dispatch(list(sys.argv[1:] if arguments is None else arguments))
-    except SystemExit as stop:
-        interrupted = isinstance(stop.__context__, KeyboardInterrupt)  # Lightning leaves with 1 then
-        return INTERRUPTED if interrupted else int(stop.code or 0)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception as error:
-        return report(error)
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

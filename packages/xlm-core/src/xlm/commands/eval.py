@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from xlm.commands import rundir
+
 if TYPE_CHECKING:
     from xlm.commands.loading import LoadedRun
 
@@ -32,13 +34,19 @@ class Options:
 
 def run(words: Sequence[str]) -> int:
     """Evaluate; results go to ``RUN/eval/<time>``, or ``run_dir``."""
-    from xlm.commands.assemble import build_evaluator, build_harness
     from xlm.commands.loading import open_run, run_config
     from xlm.config.top_level import read
 
     split = read(Options, run_config(words, Options)).split
     loaded = open_run(words, Options, splits=(split,))
-    folder = Path(loaded.config.run_dir or loaded.folder / "eval" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    with rundir.shared(loaded.config.run_dir or loaded.folder / "eval" / time.strftime("%Y-%m-%d_%H-%M-%S")) as folder:
+        _evaluate(loaded, folder, split, words)
+    return 0
+
+
+def _evaluate(loaded: LoadedRun, folder: Path, split: Literal["test", "val"], words: Sequence[str]) -> None:
+    from xlm.commands.assemble import build_evaluator, build_harness
+
     harness = build_harness(loaded.config, loaded.parts)
     harness.weights = loaded.weights.kind
     trainer = build_evaluator(loaded.config, folder)
@@ -48,11 +56,9 @@ def run(words: Sequence[str]) -> int:
     if trainer.is_global_zero:
         results = {name: {**values, "step": loaded.weights.step} for name, values in harness.results.items()}
         _finish(folder, loaded, results, words, time.time() - started)
-    return 0
 
 
 def _finish(folder: Path, loaded: LoadedRun, results: dict[str, Any], words: Sequence[str], seconds: float) -> None:
-    from xlm.commands import rundir
     from xlm.commands.tables import show_paths, show_results
     from xlm.config.runs import write_config
 

@@ -8,7 +8,8 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,17 @@ def choose_run_dir(config: DictConfig) -> Path:
         earlier = sorted(Path("runs").glob(f"*_{name}_{job}"))
         return earlier[-1] if earlier else Path("runs") / f"{date.today()}_{name}_{job}"
     return Path("runs") / f"{date.today()}_{name}_{secrets.token_hex(3)}"
+
+
+@contextmanager
+def shared(folder: str | Path) -> Iterator[Path]:
+    """A folder of this process and of those that Lightning starts from it, which would choose others."""
+    chosen = Path(os.environ.get(RUN_DIR) or folder)
+    os.environ[RUN_DIR] = str(chosen.resolve())
+    try:
+        yield chosen
+    finally:
+        os.environ.pop(RUN_DIR, None)
 
 
 def check_free(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,10 +81,11 @@ def train(config: DictConfig, words: Sequence[str]) -> dict[str, Any]:
     if rundir.is_first_rank():
         _begin(run_dir, config, words, parts, trainer, known=known)
     started = time.time()
-    _fit(trainer, harness, parts, run_dir)
-    _use_weights(config, harness, run_dir)
-    if parts.datamodule.managers("test"):
-        trainer.test(harness, datamodule=parts.datamodule, verbose=False)
+    with rundir.shared(run_dir):
+        _fit(trainer, harness, parts, run_dir)
+        _use_weights(config, harness, run_dir)
+        if parts.datamodule.managers("test"):
+            trainer.test(harness, datamodule=parts.datamodule, verbose=False)
     about = {**_measured(trainer), "wall_seconds": time.time() - started, **rundir.environment(config)}
     return _finish(run_dir, harness, about) if trainer.is_global_zero else {}
 
@@ -113,7 +113,6 @@ def _begin(run_dir: Path, config: DictConfig, words: Sequence[str], parts: Parts
     from lightning.pytorch.callbacks import LambdaCallback
 
     rundir.make(run_dir)
-    os.environ[rundir.RUN_DIR] = str(run_dir.resolve())
     resumed, config = bool(config.resume), config.copy()
     config.resume = config.run_dir = None
     if not known:
@@ -129,10 +128,7 @@ def _fit(trainer: Trainer, harness: Harness, parts: Parts, run_dir: Path) -> Non
     from xlm.checkpoint import newest_valid
 
     newest = newest_valid(run_dir / "checkpoints")
-    try:
-        trainer.fit(harness, datamodule=parts.datamodule, ckpt_path=newest, weights_only=True)
-    finally:
-        os.environ.pop(rundir.RUN_DIR, None)
+    trainer.fit(harness, datamodule=parts.datamodule, ckpt_path=newest, weights_only=True)
 
 
 def _use_weights(config: DictConfig, harness: Harness, run_dir: Path) -> None:

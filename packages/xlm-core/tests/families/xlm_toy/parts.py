@@ -92,6 +92,10 @@ class ToyPredictor:
         }
 
 
+def tokens(example, column):
+    return [int(token) for token in example.get(column, [])]
+
+
 class ToyCollator:
     """Rows of ``input_ids``, or of a prompt and its target."""
 
@@ -101,7 +105,7 @@ class ToyCollator:
             raise UserError("must lie in [0, 1)", where="collators.t_min", value=t_min, fix="use 0")
 
     def __call__(self, examples):
-        rows = [[*e.get("prompt_ids", []), *e.get("input_ids", e.get("target_ids", []))] for e in examples]
+        rows = [tokens(e, "prompt_ids") + tokens(e, "input_ids") + tokens(e, "target_ids") for e in examples]
         ids = pad(rows, self.tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in rows])
         previous = torch.cat([torch.full_like(ids[:, :1], self.tokenizer.bos_token_id), ids[:, :-1]], dim=1)
@@ -116,5 +120,13 @@ class ToyPromptCollator:
         self.tokenizer, self.event_space = tokenizer, event_space
 
     def __call__(self, examples):
-        rows = [[*e.get("prompt_ids", []), *e.get("input_ids", [])] or [0] for e in examples]
+        rows = [tokens(e, "prompt_ids") or [0] for e in examples]
         return {"input_ids": pad(rows, self.tokenizer.pad_token_id), **keys(examples)}
+
+
+class NaNLoss(ToyLoss):
+    """What a check must notice."""
+
+    def loss_fn(self, batch):
+        losses = super().loss_fn(batch)
+        return {**losses, "loss": losses["loss"] * float("nan")}

@@ -1,0 +1,122 @@
+"""Text from a finished run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import xlm as package
+from xlm.commands.prompts import as_prompt, read_prompts, read_template
+from xlm.errors import UserError
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_prompt_is_shown_with_its_answer(xlm, trained):
+    shown, answer = xlm("generate", f"checkpoint={trained}", "prompt=a, b=c").splitlines()
+    assert shown == "> a, b=c"
+    assert answer
+    assert set(answer) <= set("abcd")
+
+
+def test_nothing_asked_gives_text_without_a_prompt(xlm, trained):
+    assert len(xlm("generate", f"checkpoint={trained}", "num_samples=3").splitlines()) == 3
+
+
+def test_the_same_rows_for_every_batch_size_and_other_rows_for_another_seed(xlm, toy, trained):
+    (toy / "asked.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "abcd"}\n{"prompt": ""}\n')
+    common = ("generate", f"checkpoint={trained}", "prompts=asked.jsonl", "num_samples=4", "predictor=toy_plain")
+    for name, word in {"one": "batch_size=1", "eight": "batch_size=8", "seeded": "seed=9"}.items():
+        xlm(*common, word, f"output={name}.jsonl")
+    one, eight, seeded = (rows(toy / f"{name}.jsonl") for name in ("one", "eight", "seeded"))
+    assert one == eight
+    assert [row["prediction"] for row in one] != [row["prediction"] for row in seeded]
+    assert [(row["prompt"], row["sample"]) for row in one[3:6]] == [("a", 3), ("abcd", 0), ("abcd", 1)]
+    assert [row["index"] for row in one] == list(range(12))
+    assert len({len(row["ids"]) for row in one}) > 1
+
+
+def test_the_sampler_can_be_changed_on_a_finished_run(xlm, toy, trained):
+    common = ("generate", f"checkpoint={trained}", "num_samples=8")
+    greedy = xlm(*common)  # as the run was made
+    drawn = xlm(*common, "predictor=toy_plain")
+    assert set(greedy) - {"\n"} < set(drawn) - {"\n"}
+    assert set(xlm(*common, "predictor=toy_plain", "predictor.temperature=0")) == set(greedy)
+
+
+def test_max_new_tokens_is_the_longest_answer(xlm, toy, trained):
+    xlm("generate", f"checkpoint={trained}", "num_samples=20", "max_new_tokens=2", "output=o.jsonl")
+    assert max(len(row["ids"]) for row in rows(toy / "o.jsonl")) == 2
+
+
+def test_a_text_cannot_command_the_terminal(xlm, trained):
+    assert "\\x1b[31m" in xlm("generate", f"checkpoint={trained}", "prompt=\x1b[31m")
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["prompt=a", "prompts=b"], "excludes prompts in prompt"),
+        (["num_samples=0"], "must be at least 1 in num_samples (0)"),
+        (["num_samples=many"], "expected int, got 'many' in num_samples"),
+        (["promt=a"], "did you mean prompt?"),
+        (["prompts=nowhere"], "there is no such file in prompts (nowhere)"),
+        (["template=t.json"], "family toy has no collator of role infill_prediction"),
+        (["output=no/such/folder/x"], "there is no such folder in output"),
+        (["trainer.accelerator=cuda"], "there is none in trainer.accelerator"),
+        (["model.d_model=3"], "shapes the network"),
+    ],
+)
+def test_a_mistake_is_refused(xlm, toy, trained, words, error):
+    (toy / "t.json").write_text('["a", {"gap": 2}, "b"]')
+    assert error in xlm("generate", f"checkpoint={trained}", *words, code=2)
+
+
+def test_a_template_is_texts_and_gaps(tmp_path):
+    asked = as_prompt(["The ", {"gap": 3}, " sat."])
+    assert (asked.role, asked.text, asked.parts) == ("infill_prediction", "The ___ sat.", ("The ", 3, " sat."))
+    for name, text in {"bare": '["a", {"gap": 1}]', "named": '{"template": ["a", {"gap": 1}]}'}.items():
+        (tmp_path / name).write_text(text)
+        assert read_template(str(tmp_path / name)).parts == ("a", 1)
+
+
+@pytest.mark.parametrize("template", [["a"], ["a", 3], ["a", {"gap": 0}], ["a", {"gap": True}], ["a", {"gap": None}]])
+def test_a_template_that_means_nothing_is_refused(template):
+    with pytest.raises(UserError, match="in prompt"):
+        as_prompt(template)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "has no rows"),
+        ('{"prompt": "a"}\n{"prompt": ', r"no JSON.*in .*:2"),
+        ('{"promt": "a"}', r"no prompt in .*:1"),
+        ('{"prompt": "a", "template": []}', r"no prompt in .*:1"),
+        ('{"prompt": 3}', r"no prompt in .*:1 \(3\)"),
+        ('["a"]', r"no prompt in .*:1"),
+    ],
+)
+def test_a_bad_file_of_prompts_names_its_line(tmp_path, text, error):
+    (tmp_path / "asked.jsonl").write_text(text)
+    with pytest.raises(UserError, match=error):
+        read_prompts(str(tmp_path / "asked.jsonl"))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "asked.jsonl").write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(UserError, match=r"asked\.jsonl"):
+        read_prompts(str(tmp_path / "asked.jsonl"))
+
+
+def test_load_gives_the_parts_and_generates_as_the_command_does(xlm, toy, trained):
+    run = package.load(trained, ["predictor=toy_plain"])
+    assert run.model.head.weight.shape == (len(run.tokenizer), 16)
+    assert not run.model.training
+    assert run.predictor.filter.temperature == 1
+    assert run.weights.kind == "ema"
+    xlm("generate", f"checkpoint={trained}", "predictor=toy_plain", "prompt=ab", "num_samples=2", "output=o.jsonl")
+    assert run.generate("ab", num_samples=2) == rows(toy / "o.jsonl")
+    assert [row["prompt"] for row in run.generate(["a", "b"], batch_size=1)] == ["a", "b"]

@@ -1,0 +1,60 @@
+"""check, prepare_data and info."""
+
+from __future__ import annotations
+
+from xlm.commands import info
+from xlm.commands.tables import visible
+
+TOY = ("model_type=toy", "datamodule=toy_pairs")
+
+
+def test_check_shows_a_decoded_batch_and_takes_one_step(xlm, toy):
+    out = xlm("check", *TOY)
+    assert "input_ids" in out
+    assert "[BOS]ddab" in out
+    assert "[BOS]ddabc" not in out  # the last token is predicted, not read
+    assert "gradient norm" in out
+    assert [path.name for path in toy.iterdir()] == []
+
+
+def test_check_refuses_a_mistake(xlm, toy):
+    assert "must lie in [0, 1)" in xlm("check", *TOY, "model.dropout=3", code=2)
+
+
+def test_a_first_step_that_is_not_finite_fails_the_check(xlm, toy):
+    assert "the first step is not finite" in xlm(
+        "check", *TOY, "loss.scale=1", "loss._target_=xlm_toy.parts.NaNLoss", code=1
+    )
+
+
+def test_prepare_data_says_what_it_made(xlm, toy):
+    out = xlm("prepare_data", *TOY)
+    assert "tokenizer: 9 ids" in out  # a, b, c, d, unknown, and four control tokens
+    for name in ("train.pairs", "val.pairs", "test.pairs", "test.answers"):
+        assert name in out
+    assert str(toy.parent / "cache") in out
+
+
+def test_info_shows_who_can_be_trained_on_what(xlm, toy):
+    out = xlm("info")
+    assert "toy" in out
+    assert "(being written)" in out
+    line = next(line for line in out.splitlines() if "sudoku_4x4" in line)
+    assert "seq2seq" in line
+    assert "torch" in out
+
+
+def test_the_matrix_has_the_first_role_that_a_family_has():
+    assert info.view([["infill", "seq2seq"]], ["lm", "seq2seq"]) == "seq2seq"
+    assert info.view([["infill", "seq2seq"]], ["infill", "seq2seq"]) == "infill"
+    assert info.view([["infill"], ["lm"]], ["lm"]) == ""
+    assert info.view([], ["lm"]) == ""
+
+
+def test_roles_are_read_through_the_defaults_of_options(toy):
+    assert info.roles_of_task("sudoku_4x4") == [["infill", "seq2seq"]]
+    assert info.roles_of_task("stdlib") == [["lm"]]
+
+
+def test_control_characters_become_visible():
+    assert visible("a\x1b[2Jb\r\n\tc\u202ed") == "a\\x1b[2Jb\\r\n\tc\\u202ed"
