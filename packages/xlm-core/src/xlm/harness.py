@@ -127,7 +127,8 @@ class Harness(pl.LightningModule):
         self._configure_loss()
         self._train_loss = torch.compile(self.loss.loss_fn) if self.compile_loss else self.loss.loss_fn
         self.tokens = self.tokens.to(self.device)
-        self._window, self._verdict, self.stop_requested, self.stop_agreed = Window(), None, False, False
+        self._window, self._verdict, self._logged = Window(), None, -1
+        self.stop_requested = self.stop_agreed = False
 
     def on_train_start(self) -> None:
         """Keep validation out of accumulation windows, whatever interval was asked for."""

@@ -67,7 +67,9 @@ class Window:
         self.micro_batches.append(
             MicroBatch(loss.detach(), denominator, extras(losses), None if nll is None else nll.detach(), index)
         )
-        return loss if parts == 1 else loss * denominator
+        if parts == 1:
+            return loss
+        return loss.to(torch.promote_types(loss.dtype, torch.float32)) * denominator  # bf16 counts only to 256
 
     def sums(self, *, stop: bool) -> Float[Tensor, " sums"]:
         """(sum of loss times denominator, sum of denominators, ``stop``) of this rank, then the sum of each extra."""

@@ -1,0 +1,28 @@
+import pytest
+import torch
+from xlm.window import Window
+
+
+def test_a_token_count_that_bf16_cannot_hold_still_weighs_exactly():
+    loss = torch.ones((), dtype=torch.bfloat16, requires_grad=True)
+    value = Window().add({"loss": loss, "loss_denominator": torch.tensor(257)}, None, parts=2)
+    assert float(value) == 257.0
+
+
+def test_sums_are_weighted_by_the_denominators_in_fp64():
+    window = Window()
+    for loss, tokens, extra in ((1.0, 2**24, 3.0), (4.0, 1, 6.0)):
+        losses = {"loss": torch.tensor(loss), "loss_denominator": torch.tensor(tokens), "extra": torch.tensor(extra)}
+        window.add({**losses, "text": "not a number", "many": torch.zeros(2)}, None, parts=2)
+    assert window.names == ["extra"]
+    assert window.sums(stop=True).tolist() == [2**24 + 4, 2**24 + 1, 1.0, 3 * 2**24 + 6]
+
+
+@pytest.mark.parametrize(("nll", "expected"), [(None, [5, 7]), ([1.0, float("inf")], [7]), ([1.0, 2.0], [5, 7])])
+def test_suspects_are_the_rows_that_are_not_finite_as_far_as_that_is_known(nll, expected):
+    window = Window()
+    window.add({"loss": torch.tensor(1.0), "nll": torch.ones(1)}, torch.tensor([3]), parts=2)
+    losses = {"loss": torch.tensor(float("nan"))} | ({} if nll is None else {"nll": torch.tensor(nll)})
+    window.add(losses, torch.tensor([5, 7]), parts=2)
+    assert not window.loss_is_finite()
+    assert window.suspects() == expected
