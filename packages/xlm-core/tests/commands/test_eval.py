@@ -105,3 +105,10 @@ def test_a_secret_that_was_not_kept_is_asked_for(xlm, toy, trained):
     said = xlm("eval", "checkpoint=hidden", code=2)
     assert "logger.csv.api_key (" not in said
     assert "give logger.csv.api_key=... again" in said
+
+
+def test_a_sampler_can_be_swept_on_a_finished_run(xlm, toy, trained):
+    xlm("eval", "-m", f"checkpoint={trained}", "predictor=toy_plain", "predictor.top_p=0.5,1.0", "run_dir=swept")
+    saved = [yaml.safe_load((toy / "swept" / n / "config.yaml").read_text()) for n in ("0", "1")]
+    assert [config["predictor"]["top_p"] for config in saved] == [0.5, 1.0]
+    assert all((toy / "swept" / n / "results.json").exists() for n in ("0", "1"))

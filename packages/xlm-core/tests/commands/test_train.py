@@ -12,6 +12,8 @@ import sys
 import pytest
 import yaml
 from xlm.checkpoint import load_weights
+from xlm.commands import rundir
+from xlm.config import compose
 
 SHORT = ("experiment=toy_short", "callbacks.saver.every=1", "callbacks.saver.keep=9")
 
@@ -72,6 +74,13 @@ def test_a_job_that_its_cluster_starts_again_finds_its_run(xlm, toy, monkeypatch
     xlm("train", *SHORT, "trainer.max_steps=1")
     (run,) = (toy / "runs").iterdir()
     assert run.name.endswith("_77")
+
+
+@pytest.mark.parametrize(("given", "named"), [("night-3", "night-3"), ("none", f"torchrun{os.getppid()}")])
+def test_the_ranks_of_one_torchrun_choose_one_directory(toy, monkeypatch, given, named):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", given)
+    config = compose(["experiment=toy_short"])
+    assert rundir.choose_run_dir(config).name.endswith(f"_toy_toy_pairs_{named}")
 
 
 def test_the_same_words_go_on_with_the_same_run(xlm, toy, results):
@@ -187,7 +196,9 @@ def test_secrets_are_not_written(xlm, toy, monkeypatch):
 
 
 def test_loggers_stand_side_by_side_and_none_is_none(xlm, toy):
-    xlm("train", *SHORT, "run_dir=g", "logger=[csv,tensorboard]", "trainer.max_steps=1")
+    for words in ("logger=[csv,tensorboard]", "logger=tensorboard"):
+        assert set(compose(["experiment=toy_short", words]).logger) == {"csv", "tensorboard"}
+    xlm("train", *SHORT, "run_dir=g", "logger=tensorboard", "trainer.max_steps=1")
     assert (toy / "g" / "metrics.csv").exists()
     assert list((toy / "g" / "tensorboard").rglob("events.*"))
     xlm("train", *SHORT, "run_dir=h", "logger=none", "trainer.max_steps=1")

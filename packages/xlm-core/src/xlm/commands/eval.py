@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from xlm.commands import rundir
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from xlm.commands.loading import LoadedRun
 
 TOP_LEVEL = ("checkpoint", "weights", "seed", "run_dir", "trusted_packages")
@@ -32,14 +35,27 @@ class Options:
     split: Annotated[Literal["test", "val"], "which data sets"] = "test"
 
 
-def run(words: Sequence[str]) -> int:
-    """Evaluate; results go to ``RUN/eval/<time>``, or ``run_dir``."""
-    from xlm.commands.loading import open_run, run_config
+def prepare(words: Sequence[str]) -> DictConfig:
+    """The checked configuration of an evaluation."""
+    from xlm.commands.loading import run_config
     from xlm.config.top_level import read
 
-    split = read(Options, run_config(words, Options)).split
-    loaded = open_run(words, Options, splits=(split,))
-    with rundir.shared(loaded.config.run_dir or loaded.folder / "eval" / time.strftime("%Y-%m-%d_%H-%M-%S")) as folder:
+    config = run_config(words, Options)
+    read(Options, config)
+    return config
+
+
+def run(words: Sequence[str]) -> int:
+    """Evaluate; results go to ``RUN/eval/<time>``, or ``run_dir``."""
+    from xlm.commands.loading import open_run
+    from xlm.config.top_level import read
+
+    config = prepare(words)
+    split = read(Options, config).split
+    loaded = open_run(config, splits=(split,))
+    with rundir.shared(
+        config.run_dir or loaded.folder / "eval" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+    ) as folder:
         _evaluate(loaded, folder, split, words)
     return 0
 

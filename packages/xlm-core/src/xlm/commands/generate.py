@@ -47,9 +47,10 @@ def run(words: Sequence[str]) -> int:
     from xlm.commands.loading import open_run, run_config
     from xlm.config.top_level import read
 
-    options = read(Options, run_config(words, Options))
+    config = run_config(words, Options)
+    options = read(Options, config)
     asked = _asked(options)
-    loaded = open_run(words, Options)
+    loaded = open_run(config, max_new_tokens=options.max_new_tokens)
     rows = loaded.generate(
         asked,
         num_samples=options.num_samples,

@@ -16,7 +16,7 @@ from xlm.commands.assemble import LENGTHS, Parts, assemble
 from xlm.commands.prompts import Asked, Prompt, as_prompt, example
 from xlm.commands.trainer import device
 from xlm.config.runs import find_run, from_run
-from xlm.config.top_level import defaults, read
+from xlm.config.top_level import defaults
 from xlm.config.validation import validate
 from xlm.data import tokenizers
 from xlm.errors import UserError
@@ -129,23 +129,20 @@ def load(run: str | Path, overrides: Sequence[str] = ()) -> LoadedRun:
         run: Run directory, or a checkpoint in one.
         overrides: As on the command line: ``["predictor.top_p=0.9", "weights=raw"]``.
     """
-    return open_run([f"checkpoint={run}", *overrides])
+    return open_run(run_config([f"checkpoint={run}", *overrides]))
 
 
-def open_run(words: Sequence[str], options: type | None = None, *, splits: Sequence[str] = ()) -> LoadedRun:
-    """The run that ``checkpoint=`` names, with the other words applied to its configuration.
+def open_run(config: DictConfig, *, splits: Sequence[str] = (), max_new_tokens: int | None = None) -> LoadedRun:
+    """The run that ``checkpoint`` names, as ``config`` says.
 
     Args:
-        words: Overrides, ``checkpoint=`` among them.
-        options: Dataclass of further top-level keys.
+        config: From ``run_config``.
         splits: Data sets that are needed.
+        max_new_tokens: Longest answer, where it is not the run's.
     """
-    config = run_config(words, options)
     folder = find_run(config.checkpoint, where="checkpoint")
-    saved = folder / "tokenizer"
-    asked = getattr(read(options, config), "max_new_tokens", None) if options else None
-    lengths = {} if asked is None else {"max_target_length": asked, "max_new_tokens": asked}
-    parts = assemble(config, tokenizer=tokenizers.load(saved), splits=splits, **lengths)
+    longest = {} if max_new_tokens is None else dict.fromkeys(("max_target_length", "max_new_tokens"), max_new_tokens)
+    parts = assemble(config, tokenizer=tokenizers.load(folder / "tokenizer"), splits=splits, **longest)
     weights = load_weights(_weights_path(config.checkpoint, folder), config.weights)
     load_into(parts.model, weights)
     parts.model.to(device(config.trainer.accelerator)).eval()

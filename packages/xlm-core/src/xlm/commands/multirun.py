@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from xlm.commands import rundir
 from xlm.config.composition import compose_options, loader
 from xlm.config.overrides import expand, is_value, parse, unquote
 from xlm.errors import UserError
@@ -18,7 +17,7 @@ from xlm.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("train",)
+COMMANDS = ("train", "eval")
 
 
 def run(name: str, module: ModuleType, words: Sequence[str]) -> int:
@@ -31,7 +30,7 @@ def run(name: str, module: ModuleType, words: Sequence[str]) -> int:
     runs = expand([word for word in words if word not in launcher_words])
     for n, overrides in enumerate(runs):
         module.prepare(_own_run_dir(overrides, n))
-    returns = _launcher(launcher_words).launch([_for_hydra(_own_run_dir(o, n)) for n, o in enumerate(runs)], 0)
+    returns = _launcher(name, launcher_words).launch([_for_hydra(_own_run_dir(o, n)) for n, o in enumerate(runs)], 0)
     failed = [n for n, result in enumerate(returns) if _failed(n, result)]
     return 1 if failed else 0
 
@@ -52,7 +51,7 @@ def _for_hydra(overrides: Sequence[str]) -> list[str]:
     return lines
 
 
-def _launcher(words: Sequence[str]) -> Any:
+def _launcher(name: str, words: Sequence[str]) -> Any:
     from hydra._internal.callbacks import Callbacks
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
@@ -61,18 +60,17 @@ def _launcher(words: Sequence[str]) -> Any:
     hydra_loader = loader()
     config = hydra_loader.load_configuration("config", list(words), RunMode.MULTIRUN)
     context = HydraContext(config_loader=hydra_loader, callbacks=Callbacks(config))
-    return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=launched, config=config)
+    return Plugins.instance().instantiate_launcher(
+        hydra_context=context, task_function=partial(launched, name), config=config
+    )
 
 
-def launched(config: DictConfig) -> dict[str, Any]:
+def launched(name: str, config: DictConfig) -> None:
     """One run, as a launcher calls it, perhaps on another machine: composed again from its own words."""
     from hydra.core.hydra_config import HydraConfig
 
-    os.environ.pop(rundir.RUN_DIR, None)
     words = [unquote(line.removeprefix("++")) for line in HydraConfig.get().overrides.task]
-    train = importlib.import_module("xlm.commands.train")
-    results: dict[str, Any] = train.train(train.prepare(words), words)
-    return results
+    importlib.import_module(f"xlm.commands.{name}").run(words)
 
 
 def _failed(number: int, result: Any) -> bool:

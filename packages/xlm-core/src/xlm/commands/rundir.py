@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 RUN_DIR = "XLM_RUN_DIR"
 """Tells the other ranks of a run, which rank 0 starts, where it lives."""
 
-JOB_IDS = ("SLURM_ARRAY_JOB_ID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
 RESULTS = "results.json"
 LIBRARIES = ("xlm-core", "torch", "lightning", "transformers", "tokenizers", "datasets", "hydra-core", "numpy")
 
@@ -44,11 +43,18 @@ def choose_run_dir(config: DictConfig) -> Path:
         return Path(given).expanduser()
     choices = config.get("choices") or {}
     name = f"{config.family}_{choices.get('datamodule', 'data')}"
-    job = "-".join(os.environ[key] for key in JOB_IDS if os.environ.get(key))
-    if job:
+    if job := _job_id():
         earlier = sorted(Path("runs").glob(f"*_{name}_{job}"))
         return earlier[-1] if earlier else Path("runs") / f"{date.today()}_{name}_{job}"
     return Path("runs") / f"{date.today()}_{name}_{secrets.token_hex(3)}"
+
+
+def _job_id() -> str | None:
+    """What all processes of a cluster's job, or of one ``torchrun``, have in common; None for a single process."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return job
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"torchrun{os.getppid()}" if run == "none" else run
 
 
 @contextmanager

@@ -116,12 +116,15 @@ def _begin(run_dir: Path, config: DictConfig, words: Sequence[str], parts: Parts
     resumed, config = bool(config.resume), config.copy()
     config.resume = config.run_dir = None
     if not known:
-        write_config(run_dir, config, words)
-        parts.tokenizer.save_pretrained(run_dir / "tokenizer")
+        write_config(run_dir, config, words)  # first: it marks a run
     elif resumed:
         words = [*load_overrides(run_dir), *(word for word in words if not word.startswith("resume="))]
         rewrite = LambdaCallback(on_train_start=lambda *_: write_config(run_dir, config, words))
         trainer.callbacks.append(rewrite)
+    if not (run_dir / "tokenizer").is_dir():
+        unfinished = run_dir / ".tokenizer.tmp"
+        parts.tokenizer.save_pretrained(unfinished)
+        unfinished.replace(run_dir / "tokenizer")  # another rank sees all of it, or nothing
 
 
 def _fit(trainer: Trainer, harness: Harness, parts: Parts, run_dir: Path) -> None:
