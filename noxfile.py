@@ -59,14 +59,15 @@ def add_package(short: str, package: str) -> None:
         require_device(session, device)
         sync(session, f"--package={package}", "--group=test")
         marker = "gpu" if device == "gpu" else "not gpu"
-        examples = [] if device == "gpu" else [f"{folder}/README.md", f"{folder}/src", "--markdown-docs", "--doctest-modules"]
+        documented = [f"{folder}/README.md", f"{folder}/src", "--markdown-docs", "--doctest-modules"]
+        examples = [] if device == "gpu" else documented
         session.run("pytest", "-m", marker, f"{folder}/tests", *examples, *session.posargs, env=TEST_ENV)
 
     def mypy(session: nox.Session) -> None:
         sync(session, f"--package={package}", "--group=typing")
         session.run("mypy", f"{folder}/src", *session.posargs, env={"PYTHONDONTWRITEBYTECODE": None})
 
-    tests.__doc__ = f"Test {package} with only its own dependencies installed: unit tests, oracles and documented examples."
+    tests.__doc__ = f"Test {package} with only its own dependencies: unit tests, oracles, documented examples."
     mypy.__doc__ = f"Check the types of {package} strictly."
     nox.session(name=f"tests-{short}", tags=[short, "tests"])(nox.parametrize("device", DEVICES)(tests))
     nox.session(name=f"mypy-{short}", tags=[short, "mypy"])(mypy)

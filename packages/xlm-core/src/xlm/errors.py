@@ -13,8 +13,8 @@ class UserError(ValueError):
         fix: What to do about it, as an instruction.
 
     Example:
-        >>> print(UserError("must lie in (0, 1]", where="predictor.top_p", value=1.5, fix="use 1.0 to keep every token"))
-        must lie in (0, 1] in predictor.top_p (1.5); fix: use 1.0 to keep every token
+        >>> print(UserError("must lie in (0, 1]", where="predictor.top_p", value=1.5, fix="use 1.0 to keep all"))
+        must lie in (0, 1] in predictor.top_p (1.5); fix: use 1.0 to keep all
     """
 
     def __init__(self, what: str, *, where: str | None = None, value: object = None, fix: str) -> None:

@@ -1,7 +1,7 @@
 """The contracts of a language model family: Model, LossFunction, Predictor, Collator, and what they may ask for.
 
-A family implements these four and nothing else; the harness, the data module and the commands speak to them through this
-page alone. Shapes are jaxtyping's: ``batch`` rows, ``seq`` positions, ``vocab`` tokens, ``d_model`` features.
+A family implements these four and nothing else; the harness, the data module and the commands speak to them through
+this page alone. Shapes are jaxtyping's: ``batch`` rows, ``seq`` positions, ``vocab`` tokens, ``d_model`` features.
 Logarithms are natural: every likelihood is in nats.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["exact", "bound", "pseudo", "estimate"]
-"""What a likelihood is: the value itself, an upper bound on -log p, a pseudo-likelihood, or an estimate that is neither."""
+"""What a likelihood is: the value itself, an upper bound on -log p, a pseudo-likelihood, or an estimate of neither."""
 
 EventSpace = Literal["window", "open", "given_length"]
 """What a likelihood is the probability of; numbers are comparable within one event space only.
@@ -95,7 +95,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class NoiseSchedule(Protocol):
-    """How fast a diffusion process hides tokens: t = 0 is clean, t = 1 the most hidden; u = 1 - alpha is the mask rate."""
+    """How fast a diffusion process hides tokens: t = 0 is clean, t = 1 most hidden; u = 1 - alpha is the mask rate."""
 
     full_range: bool
     """Whether u runs over all of (0, 1]; otherwise a loss under this schedule is an estimate, not a bound."""
@@ -117,30 +117,41 @@ class NoiseSchedule(Protocol):
 class Harness(Protocol):
     """What a part may ask of the harness that runs it."""
 
-    device: torch.device
     seed: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        ...
 
 
 @runtime_checkable
 class Model(Protocol):
-    """The bare network. ``forward`` is ``head(hidden(...))``; losses and samplers run ``head`` only on rows they need."""
+    """The bare network. ``forward`` is ``head(hidden(...))``; losses and samplers run ``head`` on rows they need."""
 
     head: Any
-    """A bias-free ``torch.nn.Linear`` from ``d_model`` to ``vocab``; ``head.weight`` feeds the chunked cross-entropy."""
+    """A bias-free ``torch.nn.Linear`` from ``d_model`` to ``vocab``; ``head.weight`` feeds the chunked loss."""
 
     def hidden(
-        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Bool[Tensor, "batch seq"] | None = None, **kwargs: Any
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        **kwargs: Any,
     ) -> Float[Tensor, "batch seq d_model"]:
         """States from which ``head`` computes logits."""
         ...
 
     def forward(
-        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Bool[Tensor, "batch seq"] | None = None, **kwargs: Any
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        **kwargs: Any,
     ) -> Float[Tensor, "batch seq vocab"]:
         """Logits at every position."""
         ...
 
 
+@runtime_checkable
 class LossFunction(Protocol[T_in, T_out]):
     """The training objective of a family.
 
@@ -172,6 +183,7 @@ class Configurable(Protocol):
         ...
 
 
+@runtime_checkable
 class Predictor(Protocol[T_in, T_pred]):
     """Samples from a model and measures likelihoods under it."""
 
@@ -184,7 +196,7 @@ class Predictor(Protocol[T_in, T_pred]):
         ...
 
     def predict(self, batch: T_in) -> T_pred:
-        """``Predictions`` for a batch of prompts of unequal length; a row does not depend on which rows share its batch."""
+        """``Predictions`` for prompts of unequal length; a row does not depend on which rows share its batch."""
         ...
 
     def to_dict(self, batch: T_in, preds: T_pred) -> list[dict[str, Any]]:
@@ -192,13 +204,13 @@ class Predictor(Protocol[T_in, T_pred]):
         ...
 
     def log_likelihood(self, batch: Any, *, draws: int = 1) -> SequenceLikelihood:
-        """Likelihood of each sequence of a loss batch; ``draws`` Monte-Carlo draws a sequence where the estimator draws."""
+        """Likelihood of each sequence of a loss batch; ``draws`` draws a sequence where the estimator draws."""
         ...
 
 
 @runtime_checkable
 class Collator(Protocol):
-    """Examples in, batch out, for text without a prompt (roles ``lm``, ``infill``, ``infill_prediction``, ``unconditional``).
+    """Examples in, batch out, without a prompt (roles ``lm``, ``infill``, ``infill_prediction``, ``unconditional``).
 
     Every batch has ``index`` and ``noise_key`` (int64, one a row). A row's randomness comes from its own ``noise_key``.
     """
@@ -217,4 +229,4 @@ class Seq2SeqCollator(Collator, Protocol):
 
 @runtime_checkable
 class Seq2SeqCollatorPrediction(Collator, Protocol):
-    """As ``Collator``, for examples with ``prompt_ids`` (role ``seq2seq_prediction``); the target is never in the batch."""
+    """As ``Collator``, for ``prompt_ids`` (role ``seq2seq_prediction``); the target is never in the batch."""

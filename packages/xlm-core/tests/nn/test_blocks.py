@@ -96,12 +96,20 @@ def test_initial_weights_are_scaled_by_depth_where_branches_end_and_zero_where_b
     model = nn.ModuleList([nn.Embedding(50, 128), Block(128, 2), AdaLNBlock(128, 2, 128), TimeEmbedding(128)])
     depth_scaled_init(model, n_layers=8)
     block, conditioned, time = model[1], model[2], model[3]
-    for weight in (model[0].weight, block.attention.qkv.weight, block.mlp.up.weight, time.first.weight):
-        assert_close(weight.std().item(), 0.02, atol=0.001, rtol=0)
+    assert_close(model[0].weight.std().item(), 1.0, atol=0, rtol=0.03)
+    for weight in (block.attention.qkv.weight, block.mlp.up.weight, time.first.weight):
+        assert_close(weight.std().item(), math.sqrt(2 / (5 * weight.shape[1])), atol=0, rtol=0.03)
     for weight in (block.attention.out.weight, block.mlp.down.weight, conditioned.mlp.down.weight):
-        assert_close(weight.std().item(), 0.02 / math.sqrt(16), atol=0.0003, rtol=0)
+        assert_close(weight.std().item(), math.sqrt(2 / (5 * weight.shape[1]) / 16), atol=0, rtol=0.03)
     assert not conditioned.modulation.weight.any()
     assert not time.first.bias.any()
+
+
+def test_an_embedding_that_is_also_the_head_is_drawn_as_a_matrix():
+    model = nn.ModuleList([nn.Linear(64, 50, bias=False), nn.Embedding(50, 64)])
+    model[0].weight = model[1].weight
+    depth_scaled_init(model, n_layers=1)
+    assert_close(model[1].weight.std().item(), math.sqrt(2 / (5 * 64)), atol=0, rtol=0.05)
 
 
 def test_every_layer_gets_its_own_draw():

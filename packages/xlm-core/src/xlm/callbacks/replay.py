@@ -21,7 +21,7 @@ HIDDEN = "·"
 
 
 class Replay(Callback):
-    """After a test, samples the first examples of its first prediction set once more and prints them as they come about.
+    """After a test, samples the first examples of its first prediction set once more and prints them coming about.
 
     A task whose source has ``render(text)`` draws the frames; others are shown as text, hidden tokens as dots.
 
@@ -58,7 +58,7 @@ class Replay(Callback):
             predictor.trace = kept
         draw = getattr(manager.source, "render", str)
         for row in range(min(self.n, len(events))):
-            states = list(replay(events[row], _start(batch, row)))
+            states = list(replay(events[row], _start(batch, row, events[row])))
             title = f"{manager.full_name} {int(batch['index'][row])}"
             self._print(title, [(i, _text(harness.tokenizer, states[i])) for i in self._chosen(len(states))], draw)
 
@@ -73,8 +73,10 @@ class Replay(Callback):
         self.console.print(Columns(panels))
 
 
-def _start(batch: Mapping[str, Any], row: int) -> list[int]:
-    """The tokens of a row before anything was generated, without padding."""
+def _start(batch: Mapping[str, Any], row: int, events: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The tokens of a row before anything was generated, without padding; what is appended to starts empty."""
+    if events and events[0]["action"] == "append":
+        return []
     ids, mask = batch["input_ids"][row], batch["attention_mask"]
     return (ids if mask is None else ids[mask[row]]).tolist()  # type: ignore[no-any-return]
 

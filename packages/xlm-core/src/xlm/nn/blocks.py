@@ -110,20 +110,32 @@ class TimeEmbedding(nn.Module):
         return F.silu(self.second(F.silu(self.first(features.to(self.first.weight.dtype)))))
 
 
-def depth_scaled_init(module: nn.Module, n_layers: int, std: float = 0.02) -> None:
-    """Draw every weight matrix anew: normal with ``std``, over sqrt(2 n_layers) where a branch ends (GPT-2, 2019).
+def depth_scaled_init(module: nn.Module, n_layers: int) -> None:
+    """Draw every weight anew: embeddings with variance 1, matrices with 2 / (5 fan_in), less where a branch ends.
 
-    Each matrix gets its own draw from the global generator; biases and the conditioned blocks' modulation become zero.
+    That is "small init" (Nguyen and Salazar, 2019) with GPT-2's 1 / (2 n_layers) for the ends of branches (Radford et
+    al., 2019), and embeddings that are large beside them (Takase et al., 2023, arXiv:2312.16903). A deviation is 0.023
+    at 768 features, and more in narrow networks, which hardly learn with GPT-2's constant 0.02. An embedding that is
+    also the head is drawn as a matrix. Every layer gets its own draw from the global generator; biases and the
+    conditioned blocks' modulation become zero.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight)
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=math.sqrt(2 / (5 * part.in_features)))
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
     for part in module.modules():
         if isinstance(part, SelfAttention):
-            nn.init.normal_(part.out.weight, std=std / math.sqrt(2 * n_layers))
+            _scale(part.out, n_layers)
         if isinstance(part, MLP):
-            nn.init.normal_(part.down.weight, std=std / math.sqrt(2 * n_layers))
+            _scale(part.down, n_layers)
         if isinstance(part, AdaLNBlock):
             nn.init.zeros_(part.modulation.weight)
+
+
+def _scale(last: nn.Linear, n_layers: int) -> None:
+    with torch.no_grad():
+        last.weight.div_(math.sqrt(2 * n_layers))

@@ -1,0 +1,84 @@
+"""Every option that ships composes, passes validation and builds, in every combination of family and task."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from xlm import registry
+from xlm.commands.assemble import rehearse
+from xlm.config import compose, search, validate
+
+FAMILIES = sorted(search.options()["model_type"])
+TASKS = sorted(search.options()["datamodule"])
+# Options that need something of the machine's, and what stands in for it.
+NEEDS = {
+    "tokenizer=pretrained": ["tokenizer.name=gpt2"],
+    "callbacks=best": ["callbacks.best.monitor=val/sudoku/loss"],
+}
+CHECK = "xlm.tasks.sudoku.SudokuCheck"
+# Groups whose options are tried through others: model_type through families, collator through model_type.
+OTHERWISE = {"", "model_type", "datamodule", "hydra", "experiment"}
+
+
+def for_text(task: str, file: Path) -> list[str]:
+    return [f"datamodule.path={file}"] if task == "text" else []
+
+
+def check(*overrides: str) -> None:
+    config = compose(list(overrides))
+    validate(config)
+    rehearse(config)
+
+
+def options_of(family: str) -> list[tuple[str, str]]:
+    """(group, option) pairs that go with a family: its own, and the core's."""
+    others = tuple(f"{other}_" for other in FAMILIES if other != family)
+    return [
+        (group, name)
+        for group, names in sorted(search.options().items())
+        for name in sorted(names)
+        if group.partition("/")[0] not in OTHERWISE and "/" not in group
+        if (not name.startswith(others) and name not in FAMILIES) or name == family
+    ]
+
+
+def as_override(group: str, name: str) -> str:
+    if group == "collator":
+        return f"collator@collators.{name.partition('_')[2]}={name}"
+    if group == "dataset_manager":
+        return f"+dataset_manager@datamodule.dataset_managers.test.extra={name}"
+    if group == "metrics":
+        return f"+metrics@datamodule.dataset_managers.test.sudoku_prediction.metrics.extra={name}"
+    return f"{group}={name}"
+
+
+def test_the_families_are_those_of_the_registry():
+    assert sorted(package.name for package in registry.families()) == FAMILIES
+
+
+@pytest.mark.parametrize(("family", "task"), list(itertools.product(FAMILIES, TASKS)))
+def test_every_family_fits_every_task(family, task, text_file):
+    check(f"model_type={family}", f"datamodule={task}", *for_text(task, text_file))
+
+
+@pytest.mark.parametrize(
+    ("family", "group", "name"), [(family, *option) for family in FAMILIES for option in options_of(family)]
+)
+def test_every_option_builds(family, group, name, text_file):
+    option = as_override(group, name)
+    more = [*NEEDS.get(option, [])]
+    if name.startswith("text") and group == "dataset_manager":
+        more.append(f"+datamodule.path={text_file}")
+    if name == "validity":
+        more.append("+datamodule.dataset_managers.test.sudoku_prediction.metrics.extra.check._target_=" + CHECK)
+    check(f"model_type={family}", "datamodule=sudoku_4x4", option, *more)
+
+
+def test_the_workspace_experiments_build(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    experiments = sorted(search.options()["experiment"])
+    assert "quickstart" in experiments
+    for name in experiments:
+        check(f"experiment={name}")
