@@ -45,7 +45,6 @@ def assemble(
     *,
     tokenizer: PreTrainedTokenizerFast | None = None,
     splits: Sequence[str] = SPLITS,
-    **lengths: int | None,
 ) -> Parts:
     """Build the parts of a validated configuration; data sets of ``splits`` are ready to be loaded.
 
@@ -53,12 +52,11 @@ def assemble(
         config: Composed configuration.
         tokenizer: That of an existing run; None makes the one that the configuration describes.
         splits: Which data sets are needed.
-        lengths: Replace lengths of the data module in what collators and predictor are told.
     """
     datamodule = build_data(config, SPLITS if tokenizer is None else splits)
     tokenizer = datamodule.prepare(construct(config.tokenizer) if tokenizer is None else tokenizer)
     seed_weights(config.seed)
-    parts = _build(config, datamodule, tokenizer, {**{n: getattr(datamodule, n) for n in LENGTHS}, **lengths})
+    parts = _build(config, datamodule, tokenizer)
     datamodule.bind(parts.collators, splits=splits, noise_schedule=parts.noise_schedule)
     return parts
 
@@ -80,10 +78,12 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _build(config: DictConfig, datamodule: DataModule, tokenizer: Any, lengths: dict[str, Any]) -> Parts:
+def _build(config: DictConfig, datamodule: DataModule, tokenizer: Any) -> Parts:
+    lengths = {name: getattr(datamodule, name) for name in LENGTHS}
     context = {"seed": config.seed, "tokenizer": tokenizer, "vocab_size": len(tokenizer), **lengths}
     context["event_space"] = datamodule.event_space
     context["noise_schedule"] = construct(config.noise_schedule) if config.noise_schedule else None
+    _check_model_length(config.model.get("max_length"), datamodule.max_length)
     model = construct(config.model, **{**context, "max_length": datamodule.max_length})
     return Parts(
         tokenizer=tokenizer,
@@ -94,6 +94,13 @@ def _build(config: DictConfig, datamodule: DataModule, tokenizer: Any, lengths: 
         noise_schedule=context["noise_schedule"],
         collators={str(role): partial(construct, node) for role, node in config.collators.items()},
     )
+
+
+def _check_model_length(longest: int | None, max_length: int) -> None:
+    if longest is not None and longest < max_length:
+        what = f"is less than datamodule.max_length = {max_length}"
+        fix = "leave model.max_length out, or lower datamodule.max_length"
+        raise UserError(what, where="model.max_length", value=longest, fix=fix)
 
 
 def build_harness(config: DictConfig, parts: Parts) -> Harness:
@@ -135,7 +142,7 @@ def build_trainer(config: DictConfig, parts: Parts, run_dir: Path) -> Trainer:
     trainer: Trainer = settings.build(
         steps=steps,
         d_model=config.model.get("d_model"),
-        strategy=construct(config.strategy) if config.get("strategy") else "auto",
+        strategy=construct(config.strategy) if config.get("strategy") else None,
         callbacks=build_callbacks(config, run_dir),
         logger=build_loggers(config, run_dir),
         default_root_dir=run_dir,
@@ -151,7 +158,7 @@ def build_evaluator(config: DictConfig, folder: Path) -> Trainer:
     trainer: Trainer = construct(config.trainer).build(
         steps=1,
         d_model=config.model.get("d_model"),
-        strategy=construct(config.strategy) if config.get("strategy") else "auto",
+        strategy=construct(config.strategy) if config.get("strategy") else None,
         logger=False,
         enable_checkpointing=False,
         default_root_dir=folder,
@@ -177,10 +184,9 @@ def rehearse(config: DictConfig) -> None:
     settings = construct(config.trainer)
     construct(config.tokenizer)
     datamodule = build_data(config)
-    lengths = {name: getattr(datamodule, name) for name in LENGTHS}
     with torch.device("meta"):
-        parts = _build(config, datamodule, StandIn(), lengths)
-    _rehearse_collators(datamodule, parts, lengths)
+        parts = _build(config, datamodule, StandIn())
+    _rehearse_collators(datamodule, parts)
     devices = settings.devices if isinstance(settings.devices, int) else 0
     if devices > 0:
         datamodule.accumulate(devices * settings.num_nodes)
@@ -193,9 +199,10 @@ def rehearse(config: DictConfig) -> None:
         raise UserError("no weights are averaged", where="weights", value="ema", fix="set harness.ema_decay=0.9999")
 
 
-def _rehearse_collators(datamodule: DataModule, parts: Parts, lengths: dict[str, Any]) -> None:
+def _rehearse_collators(datamodule: DataModule, parts: Parts) -> None:
     """Those that the data sets will use."""
-    context = {**lengths, "tokenizer": parts.tokenizer, "noise_schedule": parts.noise_schedule, "seed": datamodule.seed}
+    context = {name: getattr(datamodule, name) for name in LENGTHS}
+    context |= {"tokenizer": parts.tokenizer, "noise_schedule": parts.noise_schedule, "seed": datamodule.seed}
     for manager in [manager for split in SPLITS for manager in datamodule.managers(split)]:
         manager.resolve(parts.collators, datamodule.event_space)
         make = parts.collators[manager.role]

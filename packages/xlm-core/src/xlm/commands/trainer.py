@@ -84,12 +84,21 @@ class TrainerSettings:
         assert self.max_steps is not None
         return self.max_steps
 
+    def several_processes(self) -> bool:
+        """Whether the run has more than one process."""
+        import torch
+
+        devices = len(self.devices) if isinstance(self.devices, list) else self.devices
+        if devices in ("auto", -1):
+            devices = torch.cuda.device_count() if device(self.accelerator).type == "cuda" else 1
+        return self.num_nodes > 1 or devices != 1
+
     def build(self, *, steps: int, strategy: Any, d_model: int | None = None, **more: Any) -> Trainer:
         """Lightning's trainer for a run of ``steps``; one accumulation step until the data says otherwise.
 
         Args:
             steps: Optimizer steps.
-            strategy: As Lightning takes it.
+            strategy: As Lightning takes it; None is its choice for one process, ``ddp`` for several.
             d_model: Width of the network, which ``precision=auto`` asks for.
             more: Further arguments of the trainer.
         """
@@ -99,11 +108,7 @@ class TrainerSettings:
         from xlm.precision import resolve_precision
 
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements
-        for noise in (
-            ".*LeafSpec.*is deprecated",
-            ".*is smaller than the logging interval",
-            ".*does not have many workers",
-        ):
+        for noise in NOT_FOR_USERS:
             warnings.filterwarnings("ignore", noise)
 
         kind = device(self.accelerator).type
@@ -123,7 +128,7 @@ class TrainerSettings:
             detect_anomaly=self.detect_anomaly,
             enable_progress_bar=False,  # callbacks.progress shows more
             enable_model_summary=False,
-            strategy=strategy,
+            strategy=(ddp() if self.several_processes() else "auto") if strategy is None else strategy,
             use_distributed_sampler=False,  # the data module splits the global order itself
             num_sanity_val_steps=0,
             plugins=[AtomicCheckpointIO(self.on_save_error)],
@@ -180,7 +185,7 @@ def device(accelerator: str) -> torch.device:
 
 
 def ddp(*, timeout_s: float = 300.0, find_unused_parameters: bool = False) -> Any:
-    """Distributed data parallel.
+    """Distributed data parallel. Buffers are constants: ranks with unequal numbers of evaluation batches never meet.
 
     Args:
         timeout_s: Seconds after which a collective that a rank does not join ends the run.
@@ -192,4 +197,6 @@ def ddp(*, timeout_s: float = 300.0, find_unused_parameters: bool = False) -> An
 
     if timeout_s <= 0:
         raise UserError("must be greater than 0", where="strategy.timeout_s", value=timeout_s, fix="use 300")
-    return DDPStrategy(timeout=timedelta(seconds=timeout_s), find_unused_parameters=find_unused_parameters)
+    return DDPStrategy(
+        timeout=timedelta(seconds=timeout_s), find_unused_parameters=find_unused_parameters, broadcast_buffers=False
+    )
