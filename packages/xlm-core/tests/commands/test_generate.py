@@ -49,6 +49,14 @@ def test_the_sampler_can_be_changed_on_a_finished_run(xlm, toy, trained):
 def test_max_new_tokens_is_the_longest_answer(xlm, toy, trained):
     xlm("generate", f"checkpoint={trained}", "num_samples=20", "max_new_tokens=2", "output=o.jsonl")
     assert max(len(row["ids"]) for row in rows(toy / "o.jsonl")) == 2
+    run = package.load(trained, ["+predictor.max_new_tokens=3"])
+    assert max(len(row["ids"]) for row in run.generate(num_samples=20)) == 3
+    assert run.generate(num_samples=20, max_new_tokens=2) == rows(toy / "o.jsonl")
+
+
+def test_a_folder_that_is_not_there_is_refused_before_the_work(xlm, trained, monkeypatch):
+    monkeypatch.setattr("xlm.commands.loading.open_run", lambda *_, **__: pytest.fail("the run was opened"))
+    xlm("generate", f"checkpoint={trained}", "output=no/such/folder/x", code=2)
 
 
 def test_a_text_cannot_command_the_terminal(xlm, trained):
@@ -63,14 +71,16 @@ def test_a_text_cannot_command_the_terminal(xlm, trained):
         (["num_samples=many"], "expected int, got 'many' in num_samples"),
         (["promt=a"], "did you mean prompt?"),
         (["prompts=nowhere"], "there is no such file in prompts (nowhere)"),
-        (["template=t.json"], "family toy has no collator of role infill_prediction"),
-        (["output=no/such/folder/x"], "there is no such folder in output"),
+        (["template=t.json"], "family toy cannot fill in gaps in template (a__b)"),
+        (["prompts=t.jsonl"], "family toy cannot fill in gaps in prompts (a_)"),
+        (["output=no/such/folder/x"], "there is no such folder in output (no/such/folder)"),
         (["trainer.accelerator=cuda"], "there is none in trainer.accelerator"),
         (["model.d_model=3"], "shapes the network"),
     ],
 )
 def test_a_mistake_is_refused(xlm, toy, trained, words, error):
     (toy / "t.json").write_text('["a", {"gap": 2}, "b"]')
+    (toy / "t.jsonl").write_text('{"prompt": "a"}\n{"template": ["a", {"gap": 1}]}')
     assert error in xlm("generate", f"checkpoint={trained}", *words, code=2)
 
 

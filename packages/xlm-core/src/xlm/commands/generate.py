@@ -49,8 +49,8 @@ def run(words: Sequence[str]) -> int:
 
     config = run_config(words, Options)
     options = read(Options, config)
-    asked = _asked(options)
-    loaded = open_run(config, max_new_tokens=options.max_new_tokens)
+    asked, output = _asked(options), _output(options)
+    loaded = open_run(config)
     rows = loaded.generate(
         asked,
         num_samples=options.num_samples,
@@ -58,8 +58,8 @@ def run(words: Sequence[str]) -> int:
         max_new_tokens=options.max_new_tokens,
     )
     _show(rows)
-    if options.output:
-        _write(rows, Path(options.output).expanduser())
+    if output:
+        _write(rows, output)
     return 0
 
 
@@ -69,6 +69,13 @@ def _asked(options: Options) -> list[Asked]:
     if options.prompts is not None:
         return read_prompts(options.prompts)
     return [read_template(options.template) if options.template is not None else as_prompt(options.prompt)]
+
+
+def _output(options: Options) -> Path | None:
+    path = Path(options.output).expanduser() if options.output else None
+    if path and not path.parent.is_dir():
+        raise UserError("there is no such folder", where="output", value=path.parent, fix="make it, or write elsewhere")
+    return path
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -83,8 +90,6 @@ def _show(rows: list[dict[str, Any]]) -> None:
 def _write(rows: list[dict[str, Any]], path: Path) -> None:
     from xlm.files import write_atomically
 
-    if not path.parent.is_dir():
-        raise UserError("there is no such folder", where="output", value=path.parent, fix="make it, or write elsewhere")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(path, lambda file: file.write(text.encode()))
     print(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from xlm.checkpoint import Weights, load_into, load_weights
@@ -20,6 +20,7 @@ from xlm.config.top_level import defaults
 from xlm.config.validation import validate
 from xlm.data import tokenizers
 from xlm.errors import UserError
+from xlm.instantiate import construct
 from xlm.noise import Stream, noise_key
 
 T = TypeVar("T")
@@ -75,8 +76,9 @@ class LoadedRun:
         asked = [prompt if isinstance(prompt, Asked) else as_prompt(prompt) for prompt in listed]
         seed = self.config.seed if seed is None else seed
         rows: dict[int, dict[str, Any]] = {}
-        for role in dict.fromkeys(prompt.role for prompt in asked):
-            collate = self._collator(role, max_new_tokens)
+        predictor = self._predictor(max_new_tokens)
+        collators = {prompt.role: self._collator(prompt, max_new_tokens) for prompt in asked}
+        for role, collate in collators.items():
             places = [(n, k) for n, prompt in enumerate(asked) if prompt.role == role for k in range(num_samples)]
             for some in _batches(places, batch_size):
                 numbers = [n * num_samples + k for n, k in some]
@@ -85,37 +87,59 @@ class LoadedRun:
                     example(asked[n], self.tokenizer, index=number, noise_key=key)
                     for (n, _), number, key in zip(some, numbers, keys, strict=True)
                 ]
-                for (n, k), row in zip(some, self._predict(collate(examples)), strict=True):
+                for (n, k), row in zip(some, self._predict(predictor, collate(examples)), strict=True):
                     rows[row["index"]] = {**row, "prompt": asked[n].text, "sample": k}
         return [rows[number] for number in sorted(rows)]
 
-    def _predict(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _predict(self, predictor: Any, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         device = next(self.model.parameters()).device
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         with torch.inference_mode():
-            rows: list[dict[str, Any]] = self.predictor.to_dict(batch, self.predictor.predict(batch))
+            rows: list[dict[str, Any]] = predictor.to_dict(batch, predictor.predict(batch))
         return rows
 
-    def _collator(self, role: str, max_new_tokens: int | None) -> Any:
+    def _predictor(self, max_new_tokens: int | None) -> Any:
+        """The sampler; one that knows of no longest answer is as it was."""
+        if max_new_tokens is None:
+            return self.predictor
+        lengths = dict.fromkeys(("max_target_length", "max_new_tokens"), max_new_tokens)
+        node = OmegaConf.to_container(self.config.predictor, resolve=True)
+        assert isinstance(node, dict)
+        node.pop("max_new_tokens", None)  # the run's own
+        return construct(node, where="predictor", model=self.model, **{**self._context(), **lengths})
+
+    def _collator(self, asked: Asked, max_new_tokens: int | None) -> Any:
+        role = asked.role
         if role not in self.parts.collators:
-            has = ", ".join(
-                role for role in self.parts.collators if role.endswith("prediction") or role == "unconditional"
-            )
-            fix = f"ask for what the family has: {has}"
-            raise UserError(f"family {self.config.family} has no collator of role {role}", where="prompt", fix=fix)
-        data = self.parts.datamodule
-        context = {name: getattr(data, name) for name in LENGTHS}
+            raise _not_offered(self.config.family, asked)
+        lengths: dict[str, int | None] = {}
         if max_new_tokens is not None:
-            context |= {"max_target_length": max_new_tokens, "max_prompt_length": None}
-            context["max_length"] = max_new_tokens if role == "unconditional" else context["max_length"]
-        return self.parts.collators[role](
-            tokenizer=self.tokenizer,
-            noise_schedule=self.parts.noise_schedule,
-            seed=self.config.seed,
-            vocab_size=len(self.tokenizer),
-            event_space=data.event_space,
-            **context,
-        )
+            lengths = {"max_target_length": max_new_tokens, "max_prompt_length": None}
+        if max_new_tokens is not None and role == "unconditional":
+            lengths["max_length"] = max_new_tokens
+        return self.parts.collators[role](**{**self._context(), **lengths})
+
+    def _context(self) -> dict[str, Any]:
+        """What parts are told when they are built."""
+        data = self.parts.datamodule
+        return {
+            "tokenizer": self.tokenizer,
+            "noise_schedule": self.parts.noise_schedule,
+            "seed": self.config.seed,
+            "vocab_size": len(self.tokenizer),
+            "event_space": data.event_space,
+            **{name: getattr(data, name) for name in LENGTHS},
+        }
+
+
+def _not_offered(family: str, asked: Asked) -> UserError:
+    what = {
+        "infill_prediction": "cannot fill in gaps",
+        "seq2seq_prediction": "cannot go on from a prompt",
+        "unconditional": "generates nothing without a prompt",
+    }[asked.role]
+    fix = "ask for something else, or use a run of a family that can: `xlm info` shows their roles"
+    return UserError(f"family {family} {what}", where=asked.key, value=asked.text or None, fix=fix)
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -132,17 +156,15 @@ def load(run: str | Path, overrides: Sequence[str] = ()) -> LoadedRun:
     return open_run(run_config([f"checkpoint={run}", *overrides]))
 
 
-def open_run(config: DictConfig, *, splits: Sequence[str] = (), max_new_tokens: int | None = None) -> LoadedRun:
+def open_run(config: DictConfig, *, splits: Sequence[str] = ()) -> LoadedRun:
     """The run that ``checkpoint`` names, as ``config`` says.
 
     Args:
         config: From ``run_config``.
         splits: Data sets that are needed.
-        max_new_tokens: Longest answer, where it is not the run's.
     """
     folder = find_run(config.checkpoint, where="checkpoint")
-    longest = {} if max_new_tokens is None else dict.fromkeys(("max_target_length", "max_new_tokens"), max_new_tokens)
-    parts = assemble(config, tokenizer=tokenizers.load(folder / "tokenizer"), splits=splits, **longest)
+    parts = assemble(config, tokenizer=tokenizers.load(folder / "tokenizer"), splits=splits)
     weights = load_weights(_weights_path(config.checkpoint, folder), config.weights)
     load_into(parts.model, weights)
     parts.model.to(device(config.trainer.accelerator)).eval()

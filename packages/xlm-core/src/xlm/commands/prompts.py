@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class Asked:
     """What is shown as the prompt; a gap is shown as underscores."""
     parts: tuple[str | int, ...]
     """Texts, and sizes of gaps in tokens."""
+    key: str = "prompt"
+    """Under which it was asked for, for error messages."""
 
 
 def as_prompt(asked: Prompt, where: str = "prompt") -> Asked:
@@ -91,7 +93,7 @@ def read_template(path: str) -> Asked:
     parts = content.get("template") if isinstance(content, dict) else content
     if not isinstance(parts, list):
         raise UserError("no template", where=path, fix='write ["The ", {"gap": 5}, " sat."]')
-    return as_prompt(parts, where=path)
+    return replace(as_prompt(parts, where=path), key="template")
 
 
 def _row(line: str, where: str) -> Asked:
@@ -102,7 +104,7 @@ def _row(line: str, where: str) -> Asked:
     (key,) = keys
     if not isinstance(content[key], str if key == "prompt" else list):
         raise UserError(f"no {key}", where=where, value=content[key], fix="a prompt is a text, a template a list")
-    return as_prompt(content[key], where=where)
+    return replace(as_prompt(content[key], where=where), key="prompts")
 
 
 def _json(text: str, where: str) -> Any:
