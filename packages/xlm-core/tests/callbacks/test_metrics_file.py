@@ -36,6 +36,13 @@ def test_a_row_that_was_already_written_takes_more_numbers(tmp_path):
     assert read(tmp_path / "m.csv") == [{"step": "1", "a": "1.0", "b": "2.0"}]
 
 
+def test_a_finished_run_that_is_looked_at_again_adds_to_its_last_row(tmp_path):
+    path = tmp_path / "m.csv"
+    write(path, (1, {"a": 1.0}), (2, {"a": 2.0, "v": 3.0}))
+    write(path, (2, {"v": 4.0}))
+    assert read(path) == [{"step": "1", "a": "1.0"}, {"step": "2", "a": "2.0", "v": "4.0"}]
+
+
 def test_a_resumed_run_goes_on_at_its_step(tmp_path):
     path = tmp_path / "m.csv"
     write(path, (1, {"a": 1.0}), (2, {"a": 2.0}), (3, {"a": 3.0, "b": 1.0}))

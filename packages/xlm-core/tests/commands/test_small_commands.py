@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
+from rich.console import Console
 from xlm.commands import info
-from xlm.commands.tables import visible
+from xlm.commands.tables import show_results, visible
 
 TOY = ("model_type=toy", "datamodule=toy_pairs")
 
@@ -58,3 +61,12 @@ def test_roles_are_read_through_the_defaults_of_options(toy):
 
 def test_control_characters_become_visible():
     assert visible("a\x1b[2Jb\r\n\tc\u202ed") == "a\\x1b[2Jb\\r\n\tc\\u202ed"
+
+
+def test_a_number_that_has_no_value_is_told_from_one_that_was_not_asked_for():
+    console = Console(file=StringIO(), width=80)
+    space = {"event_space": "open"}
+    show_results({"test.a": {**space, "bits_per_byte": None}, "test.b": {**space, "loss": 1.0}}, console)
+    cells = {line.split("│")[1].strip(): line for line in console.file.getvalue().splitlines() if "│" in line}
+    assert [cell.strip() for cell in cells["bits_per_byte"].split("│")[2:4]] == ["n/a", ""]
+    assert [cell.strip() for cell in cells["loss"].split("│")[2:4]] == ["", "1"]

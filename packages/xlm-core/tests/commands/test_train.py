@@ -22,6 +22,11 @@ def steps(run):
     return sorted(int(path.stem) for path in (run / "checkpoints").glob("[0-9]*.ckpt"))
 
 
+def steps_of_rows(run):
+    with open(run / "metrics.csv") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
 def test_a_run_directory_holds_all_that_says_what_the_run_was(xlm, trained, results):
     assert {path.name for path in trained.iterdir()} >= {
         "config.yaml",
@@ -31,6 +36,8 @@ def test_a_run_directory_holds_all_that_says_what_the_run_was(xlm, trained, resu
         "metrics.csv",
         "predictions",
         "results.json",
+        "model.safetensors",
+        "model_ema.safetensors",
     }
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert (config["family"], config["seed"], config["trainer"]["max_steps"]) == ("toy", 5, 3)
@@ -59,7 +66,14 @@ def test_results_hold_numbers_by_data_set_and_what_made_them(trained, results):
 def test_the_end_is_a_table_and_the_paths(xlm, toy):
     out = xlm("train", *SHORT, "run_dir=here")
     assert "nats_per_token" in out
-    assert out.splitlines()[-2:] == ["here", "here/results.json"]
+    assert out.splitlines()[-3:] == ["here/model.safetensors", "here", "here/results.json"]
+
+
+def test_the_weights_beside_the_checkpoints_are_those_of_the_last_one(trained):
+    for kind, name in {"raw": "model", "ema": "model_ema"}.items():
+        plain, last = load_weights(trained / f"{name}.safetensors").tensors, load_weights(trained, kind).tensors
+        assert plain.keys() == last.keys()
+        assert all((plain[key] == last[key]).all() for key in last)
 
 
 def test_the_default_directory_names_date_family_and_task(xlm, toy):
@@ -86,9 +100,15 @@ def test_the_ranks_of_one_torchrun_choose_one_directory(toy, monkeypatch, given,
 def test_the_same_words_go_on_with_the_same_run(xlm, toy, results):
     xlm("train", *SHORT, "run_dir=a")
     before = (toy / "a" / "checkpoints" / "000000003.ckpt").read_bytes()
+    found, rows = results(toy / "a"), steps_of_rows(toy / "a")
     xlm("train", *SHORT, "run_dir=a")
     assert (toy / "a" / "checkpoints" / "000000003.ckpt").read_bytes() == before
-    assert results(toy / "a")["step"] == 3
+    again = results(toy / "a")
+    assert again["step"] == 3
+    assert again["seconds"] == 0  # of training
+    assert again["val.pairs"]["nats_per_token"] == pytest.approx(found["val.pairs"]["nats_per_token"], rel=1e-6)
+    assert again["test.pairs"] == found["test.pairs"]
+    assert steps_of_rows(toy / "a") == rows
 
 
 def test_a_resumed_run_equals_one_that_was_never_stopped(xlm, toy, results):
@@ -146,7 +166,9 @@ def test_the_weights_that_are_tested_can_be_chosen(xlm, toy, results):
     assert raw["test.pairs"]["nats_per_token"] != ema["test.pairs"]["nats_per_token"]
 
 
-@pytest.mark.parametrize("word", ["trainer.max_step=3", "model.dropout=2", "datamodule.max_length=3"])
+@pytest.mark.parametrize(
+    "word", ["trainer.max_step=3", "model.dropout=2", "datamodule.max_length=3", "model.max_length=7"]
+)
 def test_a_mistake_leaves_no_directory(xlm, toy, word):
     xlm("train", *SHORT, "run_dir=c", word, code=2)
     assert [path.name for path in toy.iterdir()] == []

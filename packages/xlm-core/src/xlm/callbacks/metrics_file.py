@@ -94,7 +94,7 @@ class MetricsFile(Logger):
         """Write all rows again, as there are new columns, or more numbers for the last row."""
         rows: list[Mapping[str, Any]] = [*self._read()]
         self.columns += [name for name in row if name not in self.columns]
-        if row["step"] == self._last and rows:
+        if rows and int(rows[-1]["step"]) == row["step"]:
             row = {**rows.pop(), **row}
         self._rewrite([*rows, row])
 

@@ -29,9 +29,13 @@ def show_results(results: Mapping[str, Mapping[str, Any]], console: Console | No
         rows = {name: values for name, values in results.items() if str(values.get("event_space", "")) == space}
         title = f"event space: {space}" if space else "predictions"
         columns = list(dict.fromkeys(key for values in rows.values() for key in values if key != "event_space"))
-        show_table(
-            title, ["", *rows], [[key, *(values.get(key) for values in rows.values())] for key in columns], console
-        )
+        cells = [[key, *(_known(values, key) for values in rows.values())] for key in columns]
+        show_table(title, ["", *rows], cells, console)
+
+
+def _known(values: Mapping[str, Any], key: str) -> Any:
+    """A number that has no value here is n/a, one that nobody asked for is not there."""
+    return "n/a" if key in values and values[key] is None else values.get(key)
 
 
 def show_table(

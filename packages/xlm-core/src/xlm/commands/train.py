@@ -84,6 +84,8 @@ def train(config: DictConfig, words: Sequence[str]) -> dict[str, Any]:
     with rundir.shared(run_dir):
         _fit(trainer, harness, parts, run_dir)
         _use_weights(config, harness, run_dir)
+        if not any(name.startswith("val.") for name in harness.results) and parts.datamodule.managers("val"):
+            trainer.validate(harness, datamodule=parts.datamodule, verbose=False)  # there was nothing left to train
         if parts.datamodule.managers("test"):
             trainer.test(harness, datamodule=parts.datamodule, verbose=False)
     about = {**_measured(trainer), "wall_seconds": time.time() - started, **rundir.environment(config)}
@@ -153,10 +155,13 @@ def _measured(trainer: Any) -> dict[str, Any]:
 
 
 def _finish(run_dir: Path, harness: Harness, about: dict[str, Any]) -> dict[str, Any]:
+    from xlm.checkpoint import export_weights, newest_valid
     from xlm.commands.tables import show_paths, show_results
 
     about = {"weights": harness.weights, "parameters": harness.n_parameters, **about}
     path = rundir.write_results(run_dir, harness.results, about)
+    newest = newest_valid(run_dir / "checkpoints")
+    weights = export_weights(newest, run_dir) if newest else []
     show_results(harness.results)
-    show_paths([run_dir, path])
+    show_paths([*weights, run_dir, path])
     return {**harness.results, **about}
