@@ -59,16 +59,30 @@ def test_the_validation_data_can_be_evaluated(xlm, toy, trained):
     ("words", "error"),
     [
         (["model.d_model=32"], "shapes the network"),
-        (["model_type=mdlm"], "cannot be changed on a finished run"),
+        (["model_type=toy"], "cannot be changed on a finished run"),
         (["split=train"], "expected Literal['test', 'val'], got 'train' in split"),
         (["splt=val"], "did you mean split?"),
         (["predictor=toy_gready"], "did you mean toy_greedy?"),
         (["predictor.top_q=1"], "did you mean predictor.top_p?"),
         (["weights=best"], "got 'best' in weights"),
+        (["model.max_length=7"], "shapes the network"),
+        (["datamodule.max_length=9", "model.max_length=8"], "shapes the network"),
     ],
 )
 def test_a_mistake_is_refused(xlm, trained, words, error):
     assert error in xlm("eval", f"checkpoint={trained}", *words, code=2)
+
+
+def test_an_evaluation_takes_no_other_directory_than_its_own(xlm, toy, trained):
+    before = (trained / "config.yaml").read_bytes(), (trained / "results.json").read_bytes()
+    said = xlm("eval", f"checkpoint={trained}", f"run_dir={trained}", code=2)
+    assert "holds a training run in run_dir" in said
+    assert ((trained / "config.yaml").read_bytes(), (trained / "results.json").read_bytes()) == before
+    (toy / "mine").mkdir()
+    (toy / "mine" / "thesis.txt").write_text("years of work")
+    assert "holds other files" in xlm("eval", f"checkpoint={trained}", "run_dir=mine", code=2)
+    for _ in range(2):
+        xlm("eval", f"checkpoint={trained}", "run_dir=again")
 
 
 def test_a_checkpoint_that_is_missing_or_cut_short_is_one_line(xlm, toy, trained):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from xlm.commands import rundir
+from xlm.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,7 +43,19 @@ def prepare(words: Sequence[str]) -> DictConfig:
 
     config = run_config(words, Options)
     read(Options, config)
+    if config.run_dir:
+        _check_free(Path(config.run_dir).expanduser())
     return config
+
+
+def _check_free(folder: Path) -> None:
+    """An evaluation may be repeated in its directory, but takes neither a training run's nor other files' place."""
+    if (folder / "checkpoints").is_dir():
+        fix = "choose another directory, or leave run_dir out"
+        raise UserError("holds a training run", where="run_dir", value=folder, fix=fix)
+    if (folder / "predictions").is_dir():
+        return  # one that was cut short
+    rundir.check_free(folder)
 
 
 def run(words: Sequence[str]) -> int:
@@ -53,9 +66,8 @@ def run(words: Sequence[str]) -> int:
     config = prepare(words)
     split = read(Options, config).split
     loaded = open_run(config, splits=(split,))
-    with rundir.shared(
-        config.run_dir or loaded.folder / "eval" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
-    ) as folder:
+    own = loaded.folder / "eval" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+    with rundir.shared(Path(config.run_dir).expanduser() if config.run_dir else own) as folder:
         _evaluate(loaded, folder, split, words)
     return 0
 
