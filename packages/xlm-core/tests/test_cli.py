@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 from xlm import cli
 from xlm.commands import COMMANDS
 from xlm.errors import UserError
@@ -108,6 +109,7 @@ def fails(error):
         (KeyboardInterrupt(), 130),
         (SystemExit(143), 143),
         (SystemExit(None), 0),
+        (SystemExit("a library's last words"), 1),
     ],
 )
 def test_every_way_to_end_has_its_exit_code(monkeypatch, error, code):
@@ -135,6 +137,32 @@ def test_a_failure_says_where_and_the_traceback_waits_for_xlm_debug(monkeypatch,
     monkeypatch.setenv("XLM_DEBUG", "1")
     cli.main(["info"])
     assert "Traceback" in capsys.readouterr().err
+
+
+class Refuses(Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, place):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("too long", where="here", fix="cut"), 2, "error: too long in here; fix: cut"),
+        (RuntimeError("broke\nin two"), 1, "error: broke in two; fix: datamodule.num_workers=0 XLM_DEBUG=1 "),
+    ],
+)
+def test_an_error_in_a_worker_is_a_line_too(monkeypatch, capsys, error, code, line):
+    monkeypatch.setattr("xlm.commands.info.run", lambda _: list(DataLoader(Refuses(error), num_workers=1)))
+    assert cli.main(["info"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(line)
+    assert "Traceback" not in err
 
 
 def test_secrets_of_the_environment_are_not_printed(monkeypatch, capsys):

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,9 @@ JOB = "job_type="
 FAILED, USER, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 MULTIRUN = ("-m", "--multirun")
 HELP = ("-h", "--help", "help")
+FROM_WORKER = re.compile(r"Caught (\w+) in DataLoader worker.*\n(?:[\w.]+\.)?\1: (.*)", re.DOTALL)
+"""What torch makes of an error in a process that loads data: the whole traceback, and the message at its end."""
+IN_WORKER = "datamodule.num_workers=0 XLM_DEBUG=1 shows how it came about"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return dispatch(list(sys.argv[1:] if arguments is None else arguments))
         except SystemExit as stop:
             interrupted = isinstance(stop.__context__, KeyboardInterrupt)  # Lightning leaves with 1 then
-            return INTERRUPTED if interrupted else int(stop.code or 0)
+            return INTERRUPTED if interrupted else _code(stop)
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
@@ -54,6 +58,13 @@ def logging_to_stderr() -> Iterator[None]:
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(TERMINATED)
+
+
+def _code(stop: SystemExit) -> int:
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or 0
+    print(stop.code, file=sys.stderr)
+    return FAILED
 
 
 def dispatch(words: list[str]) -> int:
@@ -134,10 +145,14 @@ def report(error: Exception) -> int:
 
         print(scrub("".join(traceback.format_exception(error))), file=sys.stderr)
     print(scrub(f"error: {' '.join(_line(error).split())}"), file=sys.stderr)
-    return USER if isinstance(error, UserError) else FAILED
+    from_worker = FROM_WORKER.match(str(error))
+    return USER if isinstance(error, UserError) or (from_worker and from_worker[1] == "UserError") else FAILED
 
 
 def _line(error: Exception) -> str:
+    if from_worker := FROM_WORKER.match(str(error)):
+        message = from_worker[2].rstrip()
+        return message if "; fix: " in message else f"{message}; fix: {IN_WORKER}"
     if isinstance(error, UserError) or "; fix: " in str(error):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":
