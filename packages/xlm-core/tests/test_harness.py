@@ -99,6 +99,22 @@ def test_a_loss_without_a_denominator_is_averaged_over_micro_batches(tmp_path):
     assert_close(harness.metrics["train/loss"], expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_predicts_nothing_has_no_gradient_and_no_loss(tmp_path, accumulate):
+    trainer, harness, data = make_run(tmp_path, accumulate=accumulate, **{**EXACT, "steps": 1})
+    fn, before = harness.loss.loss_fn, weights(harness)
+
+    def nothing(batch):
+        return {"loss": fn(batch)["loss"] * 0, "loss_denominator": torch.tensor(0)}
+
+    harness.loss.loss_fn = nothing
+    trainer.fit(harness, datamodule=data)
+    assert harness.metrics["train/loss"] == harness.metrics["train/grad_norm"] == 0
+    assert harness.results["val.texts"]["loss"] == 0
+    decay = 1 - 0.1 * 0.01  # AdamW's, all that is left
+    assert_close(weights(harness), [weight * decay for weight in before], rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("deferred", [False, True])
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_step_rank_and_sample(
     tmp_path, monkeypatch, deferred

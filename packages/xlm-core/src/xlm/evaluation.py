@@ -68,7 +68,7 @@ class LossEvaluation:
         values: dict[str, Any] = {}
         for name in next((rank["means"] for rank in ranks if rank["means"]), {}):
             total, denominator = torch.stack([rank["means"][name] for rank in ranks if rank["means"]]).sum(0).tolist()
-            values[name] = total / denominator
+            values[name] = total / (denominator or 1.0)
         rows = [rank for rank in ranks if rank["rows"]]
         return {**values, **(self._summary(rows) if rows else {})}
 

@@ -170,7 +170,7 @@ class Harness(pl.LightningModule):
         sums = self._sums_over_ranks()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = global_norm(parameters)
-        factor = torch.ones_like(norm) if parts == 1 else (parts / sums[1]).to(norm)
+        factor = torch.ones_like(norm) if parts == 1 else torch.where(sums[1] > 0, parts / sums[1], 0.0).to(norm)
         norm = norm * factor
         if self.clip_norm is not None:
             factor = factor * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -214,6 +214,7 @@ class Harness(pl.LightningModule):
         if not (math.isfinite(norm) and math.isfinite(loss)):
             raise NonFiniteError(self._diagnose(verdict))
         self.stop_agreed = stop > 0
+        denominator = denominator or 1.0  # nothing was predicted, nothing is lost
         self._row = {"train/loss": loss / denominator, "train/grad_norm": norm}
         self._row |= {
             f"train/{name}": value / denominator for name, value in zip(verdict.window.names, extra, strict=True)

@@ -58,7 +58,7 @@ def any_order_bound(
         scores = scores.masked_fill(~predicted, 2.0)
         u = scores.sort(dim=-1).values.gather(1, k[:, None] - 1)
         hidden = (scores <= u) & predicted
-        values.append(n / k * cross_entropy(hidden, u[:, 0].clamp_max(1.0)).to(torch.float64))
+        values.append(n.double() / k * cross_entropy(hidden, u[:, 0].clamp_max(1.0)).to(torch.float64))
     estimates = torch.stack(values)
     result: SequenceLikelihood = {
         "nll": estimates.mean(0),
