@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from xlm.commands.trainer import TrainerSettings, ddp
+from xlm.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,8 @@ def test_ranks_exchange_no_buffers(strategy, tmp_path):
     settings = TrainerSettings(accelerator="cpu", devices=2, enable_progress_bar=False)
     trainer = settings.build(steps=1, strategy=given, d_model=None, logger=False, default_root_dir=tmp_path)
     assert trainer.strategy._ddp_kwargs["broadcast_buffers"] is False
+
+
+def test_devices_that_are_not_there_are_the_users_mistake():
+    with pytest.raises(UserError, match=r"devices.* in trainer; fix: "):
+        TrainerSettings(accelerator="cpu", devices=[0]).build(steps=1, strategy=None, d_model=None)

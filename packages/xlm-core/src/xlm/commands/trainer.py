@@ -102,6 +102,7 @@ class TrainerSettings:
             d_model: Width of the network, which ``precision=auto`` asks for.
             more: Further arguments of the trainer.
         """
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.pytorch import Trainer
 
         from xlm.checkpoint import AtomicCheckpointIO
@@ -114,26 +115,29 @@ class TrainerSettings:
         kind = device(self.accelerator).type
         precision, reason = resolve_precision(self.precision, device=kind, d_model=d_model)
         logger.info("precision %s: %s", precision, reason)
-        return Trainer(
-            max_steps=steps,
-            max_epochs=-1,
-            log_every_n_steps=self.log_every_n_steps,
-            precision=precision,  # type: ignore[arg-type]  # one of its names
-            accelerator=self.accelerator,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            limit_val_batches=self.limit_val_batches,
-            limit_test_batches=self.limit_test_batches,
-            deterministic=self.deterministic,
-            detect_anomaly=self.detect_anomaly,
-            enable_progress_bar=False,  # callbacks.progress shows more
-            enable_model_summary=False,
-            strategy=(ddp() if self.several_processes() else "auto") if strategy is None else strategy,
-            use_distributed_sampler=False,  # the data module splits the global order itself
-            num_sanity_val_steps=0,
-            plugins=[AtomicCheckpointIO(self.on_save_error)],
-            **more,
-        )
+        try:
+            return Trainer(
+                max_steps=steps,
+                max_epochs=-1,
+                log_every_n_steps=self.log_every_n_steps,
+                precision=precision,  # type: ignore[arg-type]  # one of its names
+                accelerator=self.accelerator,
+                devices=self.devices,
+                num_nodes=self.num_nodes,
+                limit_val_batches=self.limit_val_batches,
+                limit_test_batches=self.limit_test_batches,
+                deterministic=self.deterministic,
+                detect_anomaly=self.detect_anomaly,
+                enable_progress_bar=False,  # callbacks.progress shows more
+                enable_model_summary=False,
+                strategy=(ddp() if self.several_processes() else "auto") if strategy is None else strategy,
+                use_distributed_sampler=False,  # the data module splits the global order itself
+                num_sanity_val_steps=0,
+                plugins=[AtomicCheckpointIO(self.on_save_error)],
+                **more,
+            )
+        except (MisconfigurationException, TypeError) as error:
+            raise UserError(str(error), where="trainer", fix="correct trainer.devices, or what it names") from error
 
 
 @dataclass(frozen=True, kw_only=True)
