@@ -59,7 +59,7 @@ def test_the_validation_data_can_be_evaluated(xlm, toy, trained):
     ("words", "error"),
     [
         (["model.d_model=32"], "shapes the network"),
-        (["model_type=toy"], "cannot be changed on a finished run"),
+        (["tokenizer=word"], "cannot be changed on a finished run"),
         (["split=train"], "expected Literal['test', 'val'], got 'train' in split"),
         (["splt=val"], "did you mean split?"),
         (["predictor=toy_gready"], "did you mean toy_greedy?"),

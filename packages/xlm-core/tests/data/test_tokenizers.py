@@ -223,6 +223,7 @@ def test_a_hub_that_accepts_and_says_nothing_is_given_up_within_ten_seconds(tmp_
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         proxies = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
         environment = {**os.environ, **proxies, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+        environment["HF_HUB_OFFLINE"] = "0"  # whatever the session says
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert 1 < float(done.stdout) < 10, done.stderr
 
