@@ -2,6 +2,7 @@ import io
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -39,6 +40,19 @@ def test_samples_go_to_loggers_that_take_text(tmp_path):
         ["prompt", "prediction", "target"],
     )
     assert [row[2] for row in sample["data"]] == ["x", "xx"]
+
+
+def test_hidden_tokens_of_a_prompt_are_dots_and_other_columns_are_as_they_were(tmp_path):
+    out = console()
+    logger = SampleLogger(out)
+    trainer, harness, data = make_run(tmp_path, steps=3, callbacks=[logger])
+    trainer.fit(harness, datamodule=data)
+    harness.tokenizer = SimpleNamespace(mask_token="[MASK]")
+    harness.samples = {"val.hidden": [{"prompt": "3[MASK][MASK]4", "prediction": "5[MASK]6"}]}
+    logger.on_validation_end(trainer, harness)
+    assert "3··4" in out.file.getvalue()
+    assert "5[MASK]6" in out.file.getvalue()
+    assert harness.samples["val.hidden"][0]["prompt"] == "3[MASK][MASK]4"
 
 
 def test_markup_and_escapes_in_a_sample_stay_text(tmp_path):
@@ -102,6 +116,15 @@ def test_a_long_evaluation_says_how_far_it_is(tmp_path):
     trainer, harness, data = make_run(tmp_path, callbacks=[Progress(out, seconds=60.0)])
     trainer.predict(harness, datamodule=data)
     assert out.file.getvalue() == ""
+
+
+def test_a_validation_within_a_training_counts_all_of_its_batches(tmp_path):
+    out = console()
+    train(tmp_path, callbacks=[Progress(out, seconds=0.0)])
+    lines = [line for line in out.file.getvalue().splitlines() if line.startswith("validation")]
+    assert lines
+    done, total = zip(*(line.split()[1].split("/") for line in lines), strict=True)
+    assert set(total) == {max(done, key=int)}
 
 
 def test_on_a_terminal_there_is_a_bar_that_is_closed_whatever_happens(tmp_path):

@@ -66,7 +66,8 @@ class Progress(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the batches of a validation."""
-        self._begin_evaluation(trainer, "validation", trainer.num_sanity_val_batches or trainer.num_val_batches)
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._begin_evaluation(trainer, "validation", batches)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the batches of a test."""

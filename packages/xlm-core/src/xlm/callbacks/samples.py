@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,8 @@ from rich.text import Text
 from xlm.harness import harness_of
 
 COLUMNS = ("prompt", "prediction", "target")
+HIDDEN = "·"
+"""A hidden token of a prompt, as it is shown."""
 
 
 class SampleLogger(Callback):
@@ -31,9 +34,11 @@ class SampleLogger(Callback):
         """Show the samples of the validation that just ended."""
         if trainer.sanity_checking:
             return
-        for name, rows in harness_of(trainer).samples.items():
+        harness = harness_of(trainer)
+        mask = getattr(harness.tokenizer, "mask_token", None)
+        for name, rows in harness.samples.items():
             columns = [column for column in COLUMNS if any(column in row for row in rows)]
-            texts = [[str(row.get(column, "")) for column in columns] for row in rows]
+            texts = [[_shown(row, column, mask) for column in columns] for row in rows]
             title = f"{name} at step {trainer.global_step}"
             self._print(title, columns, texts)
             for logger in trainer.loggers:
@@ -45,6 +50,11 @@ class SampleLogger(Callback):
         for row in texts:
             table.add_row(*(Text(_visible(text)) for text in row))  # no markup either
         self.console.print(table)
+
+
+def _shown(row: Mapping[str, Any], column: str, mask: str | None) -> str:
+    text = str(row.get(column, ""))
+    return text.replace(mask, HIDDEN) if mask and column == "prompt" else text
 
 
 def _visible(text: str) -> str:
