@@ -9,6 +9,7 @@ import pytest
 from xlm import registry
 from xlm.commands.assemble import rehearse
 from xlm.config import compose, search, validate
+from xlm.errors import UserError
 
 FAMILIES = sorted(search.options()["model_type"])
 TASKS = sorted(search.options()["datamodule"])
@@ -82,3 +83,16 @@ def test_the_workspace_experiments_build(monkeypatch):
     assert "quickstart" in experiments
     for name in experiments:
         check(f"experiment={name}")
+
+
+@pytest.mark.parametrize(
+    ("word", "where"),
+    [
+        ("model=arlm_tiny", "model"),
+        ("predictor=arlm", "predictor"),
+        ("collator@collators.lm=arlm_lm", "collators.lm"),
+    ],
+)
+def test_a_part_of_another_family_is_refused_naming_those_that_fit(word, where):
+    with pytest.raises(UserError, match=f"belongs to family arlm, the loss to mdlm in {where}; fix: .*mdlm_"):
+        validate(compose(["model_type=mdlm", "datamodule=sudoku_4x4", word]))

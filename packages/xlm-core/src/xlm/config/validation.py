@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from xlm import registry
 from xlm.config import search
 from xlm.config.keys import RESERVED, leaves, unknown_key
 from xlm.config.top_level import TopLevel, read
@@ -39,6 +40,7 @@ def validate(config: DictConfig, extra: Collection[str] = ()) -> DictConfig:
     nodes = sorted(_targets(plain, ""), key=lambda found: _cost(str(found[1]["_target_"])))
     for where, node in nodes:
         check_trusted(node["_target_"], where)
+    check_one_family(plain)
     for where, node in nodes:
         _check_node(config, where, node)
     return config
@@ -92,6 +94,28 @@ def check_top_level(config: DictConfig, extra: Collection[str] = ()) -> None:
     for key in config:
         if key not in known:
             raise unknown_key(config, str(key), None)
+
+
+def check_one_family(plain: Mapping[str, Any]) -> None:
+    """Refuse a model, predictor or collator of another family than the loss: each knows its own batches alone."""
+    loss = _family_of(plain.get("loss"))
+    collators = plain.get("collators") or {}
+    parts = [(key, key, plain.get(key)) for key in ("model", "predictor")]
+    parts += [(f"collators.{role}", "collator", node) for role, node in collators.items()]
+    for where, group, node in parts:
+        other = _family_of(node)
+        if loss and other and other != loss:
+            fitting = [name for name in sorted(search.options().get(group, {})) if name.split("_")[0] == loss]
+            fix = (
+                f"choose one of {', '.join(fitting)}" if fitting else f"choose a part of {loss}, or another model_type"
+            )
+            raise UserError(f"belongs to family {other}, the loss to {loss}", where=where, fix=fix)
+
+
+def _family_of(node: Any) -> str | None:
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    package = registry.package_of(target) if isinstance(target, str) else None
+    return package.name if package and package.is_family else None
 
 
 def check_numbers(value: Any, where: str) -> None:
