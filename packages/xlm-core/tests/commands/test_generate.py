@@ -21,6 +21,11 @@ def test_a_prompt_is_shown_with_its_answer(xlm, trained):
     assert set(answer) <= set("abcd")
 
 
+def test_a_checkpoint_that_is_not_there_is_refused_rather_than_replaced_by_another(xlm, trained):
+    missing = trained / "checkpoints" / "nope.ckpt"
+    assert "does not exist in checkpoint" in xlm("generate", f"checkpoint={missing}", code=2)
+
+
 def test_nothing_asked_gives_text_without_a_prompt(xlm, trained):
     assert len(xlm("generate", f"checkpoint={trained}", "num_samples=3").splitlines()) == 3
 

@@ -173,6 +173,8 @@ def open_run(config: DictConfig, *, splits: Sequence[str] = ()) -> LoadedRun:
 
 def _weights_path(checkpoint: str, folder: Path) -> Path:
     given = Path(checkpoint).expanduser()
+    if not given.exists():
+        raise UserError("does not exist", where="checkpoint", value=checkpoint, fix=f"choose one in {folder}")
     return given if given.is_file() else folder
 
 
