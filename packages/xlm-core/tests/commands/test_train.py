@@ -111,10 +111,11 @@ def test_the_same_words_go_on_with_the_same_run(xlm, toy, results):
     assert steps_of_rows(toy / "a") == rows
 
 
-def test_a_resumed_run_equals_one_that_was_never_stopped(xlm, toy, results):
+def test_a_resumed_run_equals_one_that_was_never_stopped(xlm, toy, results, caplog):
     xlm("train", *SHORT, "run_dir=straight", "trainer.max_steps=4", "lr_scheduler=constant")
     xlm("train", *SHORT, "run_dir=parts", "trainer.max_steps=2", "lr_scheduler=constant")
     xlm("train", "resume=parts", "trainer.max_steps=4")
+    assert "going on from" in caplog.text
     straight, parts = (load_weights(toy / name).tensors for name in ("straight", "parts"))
     assert all((straight[name] == parts[name]).all() for name in straight)
     assert results(toy / "straight")["test.pairs"] == results(toy / "parts")["test.pairs"]

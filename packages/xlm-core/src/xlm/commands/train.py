@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,6 +134,8 @@ def _fit(trainer: Trainer, harness: Harness, parts: Parts, run_dir: Path) -> Non
     from xlm.checkpoint import newest_valid
 
     newest = newest_valid(run_dir / "checkpoints")
+    if newest:
+        logging.getLogger(__name__).info("going on from %s", newest)
     trainer.fit(harness, datamodule=parts.datamodule, ckpt_path=newest, weights_only=True)
 
 
