@@ -220,3 +220,10 @@ def test_drawing_shows_boxes_and_leaves_unknown_cells_open():
 def test_drawing_refuses_text_that_is_no_grid():
     with pytest.raises(UserError, match="16, 36, 81 cells"):
         render("12")
+
+
+def test_any_cell_gives_no_cell_away_and_changes_nothing_else():
+    puzzles, grids = (Sudoku(split="train", size=4, n=5, any_cell=flag).rows() for flag in (False, True))
+    assert all("1" in row["fixed"] for row in puzzles)
+    assert [row["fixed"] for row in grids] == ["0" * 16] * 5
+    assert [{**row, "fixed": ""} for row in grids] == [{**row, "fixed": ""} for row in puzzles]

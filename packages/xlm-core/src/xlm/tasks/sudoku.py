@@ -42,11 +42,20 @@ class Sudoku:
         size: Cells in a row: 4, 6 or 9.
         n: Number of puzzles; fewer are the beginning of more.
         clues: Fewest and most clues of a puzzle, each count equally likely; null for the size's default.
+        any_cell: Give no cell away in ``fixed``: a model that fills in then learns grids from every subset of cells,
+            not from these puzzles' clues alone, and solves more of the puzzles that it has not seen.
         seed: Chooses the patterns and the puzzles. It is the data set's own, not the run's.
     """
 
     def __init__(
-        self, *, split: str, size: int = 9, n: int = 1000, clues: Sequence[int] | None = None, seed: int = 0
+        self,
+        *,
+        split: str,
+        size: int = 9,
+        n: int = 1000,
+        clues: Sequence[int] | None = None,
+        any_cell: bool = False,
+        seed: int = 0,
     ) -> None:
         check_source(split=split, n=n, seed=seed)
         if size not in BOXES:
@@ -60,6 +69,7 @@ class Sudoku:
                 fix=f"for example clues={list(_DEFAULT_CLUES[size])}",
             )
         self.split, self.size, self.n, self.clues, self.seed = split, size, n, (fewest, most), seed
+        self.any_cell = any_cell
 
     def render(self, text: str) -> str:
         """The grid drawn with its boxes, for people; a text that is no whole grid stays as it is."""
@@ -68,12 +78,13 @@ class Sudoku:
     def rows(self) -> list[dict[str, str]]:
         """One row a puzzle; every string has one character a cell, row by row.
 
-        ``text`` and ``target`` are the solution, ``fixed`` has 1 where a cell is given, ``prompt`` is the puzzle with
-        ``.`` where it is not.
+        ``text`` and ``target`` are the solution, ``fixed`` has 1 where a cell is given (``any_cell``: nowhere),
+        ``prompt`` is the puzzle with ``.`` where it is not.
         """
         rng = np.random.default_rng([self.seed, self.size, SPLITS.index(self.split)])
         puzzles = distinct(lambda: self._draw(rng), self.n, widen="source.clues")
-        return [_row(puzzle, solution) for puzzle, solution in puzzles]
+        rows = [_row(puzzle, solution) for puzzle, solution in puzzles]
+        return [{**row, "fixed": "0" * self.size**2} for row in rows] if self.any_cell else rows
 
     def _draw(self, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
         """Puzzles of this split and their solutions, out of one batch of symmetric images."""
