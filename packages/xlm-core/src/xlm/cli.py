@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 failed, 2 the user's input, 130 interrupted, 143 terminated."""
     # Before torch loads OpenMP: threads that wait actively for milliseconds, as they do by default, cost a run beside
     # any other busy process nine tenths of its speed.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminated)  # until the training callbacks save first
     with logging_to_stderr():
         try:
