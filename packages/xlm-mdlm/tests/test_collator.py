@@ -257,5 +257,5 @@ def test_t_min_outside_its_range_is_refused_by_its_key(t_min):
 def test_a_tokenizer_without_a_mask_token_is_refused():
     tokenizer = tiny_tokenizer()
     tokenizer.mask_token = None
-    with pytest.raises(UserError, match="MDLM needs a mask token"):
+    with pytest.raises(UserError, match="the tokenizer has no mask token"):
         lm(tokenizer=tokenizer)

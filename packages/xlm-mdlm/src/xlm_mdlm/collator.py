@@ -6,20 +6,26 @@ in the global order, the uniforms come from the row's own ``noise_key``: a row's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-from xlm.data.padding import keys, pad, padding_mask, positions
+from xlm.data.layout import (
+    Layout,
+    canvases,
+    completions,
+    empty_canvases,
+    prediction_batch,
+    prompted,
+    special_id,
+    templates,
+    windows,
+)
+from xlm.data.padding import keys, pad, positions
 from xlm.errors import UserError
 from xlm.noise import low_discrepancy_times, uniforms
 from xlm.protocols import EventSpace, Example, NoiseSchedule, Tokenizer
+from xlm.unmasking.batch import MaskedPredictionBatch
 
-from xlm_mdlm.types import MDLMBatch, MDLMPredictionBatch
+from xlm_mdlm.types import MDLMBatch
 
 
 class MDLMCollator:
@@ -139,7 +145,7 @@ class MDLMSeq2SeqPredictionCollator:
         )
         self.pad_id, self.mask_id = special_id(tokenizer, "pad"), special_id(tokenizer, "mask")
 
-    def __call__(self, examples: list[Example]) -> MDLMPredictionBatch:
+    def __call__(self, examples: list[Example]) -> MaskedPredictionBatch:
         """Put an empty canvas after every ``prompt_ids``."""
         if self.max_target_length is None:
             layout = completions(examples, self.mask_id, self.max_prompt_length, self.max_length)
@@ -192,7 +198,7 @@ class MDLMInfillPredictionCollator:
         self.max_length = max_length
         self.pad_id, self.mask_id = special_id(tokenizer, "pad"), special_id(tokenizer, "mask")
 
-    def __call__(self, examples: list[Example]) -> MDLMPredictionBatch:
+    def __call__(self, examples: list[Example]) -> MaskedPredictionBatch:
         """Empty the gaps; what stands there is not looked at."""
         layout = templates(examples, self.pad_id, self.max_length)
         layout.ids = layout.ids.masked_fill(layout.predicted, self.mask_id)
@@ -208,76 +214,10 @@ class MDLMUnconditionalCollator:
         self.max_length = max_length
         self.mask_id = special_id(tokenizer, "mask")
 
-    def __call__(self, examples: list[Example]) -> MDLMPredictionBatch:
+    def __call__(self, examples: list[Example]) -> MaskedPredictionBatch:
         """Build the canvases; only the examples' keys are read."""
         layout = empty_canvases(len(examples), self.mask_id, self.max_length)
         return prediction_batch(examples, layout, prompt_lengths=[0] * len(examples), ends_at_eos=True)
-
-
-@dataclass
-class Layout:
-    """Where the tokens of a batch stand, before any noise."""
-
-    ids: Int[Tensor, "batch seq"]
-    predicted: Bool[Tensor, "batch seq"]
-    n_tokens: Int[Tensor, " batch"]
-    attention_mask: Bool[Tensor, "batch seq"] | None = None
-    positions: Int[Tensor, "batch seq"] | None = None
-    segments: Int[Tensor, "batch seq"] | None = None
-    prompt_width: int = 0
-    """Columns that the prompts take; a row's noise is numbered from there, so that left padding does not move it."""
-
-
-def windows(rows: Sequence[Any], pad_id: int, max_length: int) -> Layout:
-    """Each row as it is, right-padded; every token of it is predicted."""
-    lengths = lengths_within(rows, max_length, "datamodule.max_length")
-    ids = pad(rows, pad_id)
-    attention_mask = None if (lengths == ids.shape[1]).all() else padding_mask(lengths, ids.shape[1])
-    predicted = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask
-    return Layout(ids, predicted, torch.from_numpy(lengths), attention_mask)
-
-
-def canvases(rows: Sequence[Any], eos_id: int, size: int, key: str) -> Layout:
-    """Each text, then EOS up to ``size`` positions; all are predicted, text and one EOS are counted."""
-    lengths = lengths_within(rows, size - 1, key)
-    ids = pad(rows, eos_id, length=size)
-    return Layout(ids, torch.ones_like(ids, dtype=torch.bool), torch.from_numpy(lengths + 1))
-
-
-def empty_canvases(batch: int, mask_id: int, size: int) -> Layout:
-    """``size`` mask tokens a row."""
-    ids = torch.full((batch, size), mask_id)
-    return Layout(ids, torch.ones_like(ids, dtype=torch.bool), torch.full((batch,), size))
-
-
-def templates(examples: list[Example], pad_id: int, max_length: int) -> Layout:
-    """Each row right-padded; tokens that are not ``fixed`` are predicted."""
-    layout = windows([example["input_ids"] for example in examples], pad_id, max_length)
-    layout.predicted = pad([example["fixed"] for example in examples], 1) == 0
-    layout.n_tokens = layout.predicted.sum(1)
-    return layout
-
-
-def prompted(examples: list[Example], canvas: Layout, pad_id: int, max_prompt_length: int) -> Layout:
-    """Each prompt left-padded in front of its canvas."""
-    prompts = [example["prompt_ids"] for example in examples]
-    lengths = lengths_within(prompts, max_prompt_length, "datamodule.max_prompt_length")
-    ids = torch.cat([pad(prompts, pad_id, side="left"), canvas.ids], 1)
-    width = ids.shape[1] - canvas.ids.shape[1]
-    predicted = torch.cat([torch.zeros(len(prompts), width, dtype=torch.bool), canvas.predicted], 1)
-    layout = Layout(ids, predicted, canvas.n_tokens, prompt_width=width)
-    if (lengths != width).any():
-        layout.attention_mask = padding_mask(lengths + canvas.ids.shape[1], ids.shape[1], "left")
-        layout.positions = (torch.arange(ids.shape[1]) - torch.from_numpy(width - lengths)[:, None]).clamp_(min=0)
-    return layout
-
-
-def completions(examples: list[Example], mask_id: int, max_prompt_length: int, max_length: int) -> Layout:
-    """Each prompt, then as many mask tokens as make a row of ``max_length``."""
-    prompts = [example["prompt_ids"] for example in examples]
-    lengths = lengths_within(prompts, max_prompt_length, "datamodule.max_length")
-    predicted = ~padding_mask(lengths, max_length)
-    return Layout(pad(prompts, mask_id, length=max_length), predicted, predicted.sum(1))
 
 
 class Noise:
@@ -320,47 +260,3 @@ class Noise:
             "index": key["index"],
             "noise_key": key["noise_key"],
         }
-
-
-def prediction_batch(
-    examples: list[Example], layout: Layout, *, prompt_lengths: list[int], ends_at_eos: bool
-) -> MDLMPredictionBatch:
-    """The batch that samplers read, for a layout that has mask tokens where something is to be generated."""
-    key = keys(examples)
-    return {
-        "input_ids": layout.ids,
-        "predicted": layout.predicted,
-        "attention_mask": layout.attention_mask,
-        "positions": layout.positions,
-        "prompt_lengths": torch.tensor(prompt_lengths),
-        "ends_at_eos": torch.full((len(examples),), ends_at_eos),
-        "index": key["index"],
-        "noise_key": key["noise_key"],
-    }
-
-
-def lengths_within(rows: Sequence[Any], limit: int, key: str) -> np.ndarray:
-    """Tokens of each row.
-
-    Raises:
-        UserError: a row has more than ``limit``.
-    """
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    if len(rows) and lengths.max() > limit:
-        fix = f"raise {key}, or let the dataset manager shorten its rows"
-        raise UserError(f"a row has {lengths.max()} tokens, {limit} fit", where=key, fix=fix)
-    return lengths
-
-
-def special_id(tokenizer: Tokenizer, name: str) -> int:
-    """Id of the tokenizer's pad, mask or eos token.
-
-    Raises:
-        UserError: there is none.
-    """
-    token_id: int | None = getattr(tokenizer, f"{name}_token_id")
-    if token_id is None:
-        raise UserError(
-            f"MDLM needs a {name} token and this one has none", where="tokenizer", fix=f"add a {name} token"
-        )
-    return token_id

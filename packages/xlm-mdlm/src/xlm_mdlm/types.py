@@ -36,23 +36,6 @@ class MDLMBatch(TypedDict):
     noise_key: Int[Tensor, " batch"]
 
 
-class MDLMPredictionBatch(TypedDict):
-    """Texts to complete: what the samplers read."""
-
-    input_ids: Int[Tensor, "batch seq"]
-    """Prompts and templates, with the mask token at every position to generate."""
-    predicted: Bool[Tensor, "batch seq"]
-    """Positions to generate."""
-    attention_mask: Bool[Tensor, "batch seq"] | None
-    positions: Int[Tensor, "batch seq"] | None
-    prompt_lengths: Int[Tensor, " batch"]
-    """Tokens of the prompt, which the answer does not repeat; 0 for templates and without a prompt."""
-    ends_at_eos: Bool[Tensor, " batch"]
-    """Whether the answer stops before its first EOS; a template is returned whole."""
-    index: Int[Tensor, " batch"]
-    noise_key: Int[Tensor, " batch"]
-
-
 class MDLMLossDict(LossDict):
     """The loss, its denominators, and what is logged beside it."""
 

@@ -15,9 +15,10 @@ from xlm.noise import Stream, uniforms
 from xlm.protocols import Model, NoiseSchedule, Predictions, Predictor, SequenceLikelihood, Tokenizer
 from xlm.sampling import TokenFilter, draw, suppress, suppressed_ids
 from xlm.trace import Trace, by_row
+from xlm.unmasking.batch import MaskedPredictionBatch
 
 from xlm_mdlm.predictor.unmasking import RevealPlan, answers
-from xlm_mdlm.types import MDLMBatch, MDLMPredictionBatch
+from xlm_mdlm.types import MDLMBatch
 
 REVEAL_STREAM, TOKEN_STREAM = Stream.SAMPLE << 32, (Stream.SAMPLE << 32) + 1
 
@@ -25,7 +26,7 @@ Filled = tuple[Int[Tensor, "batch seq"], Int[Tensor, " batch"]]
 """Whole rows, and the network calls in which each took part."""
 
 
-class MDLMPredictor(Predictor[MDLMPredictionBatch, Predictions], ABC):
+class MDLMPredictor(Predictor[MaskedPredictionBatch, Predictions], ABC):
     """Fills in hidden positions. What is visible stays, and tokens that are never generated have probability 0 (SUBS).
 
     Each position takes its random numbers from the row's ``noise_key`` and its own place in the row, so an answer does
@@ -69,11 +70,11 @@ class MDLMPredictor(Predictor[MDLMPredictionBatch, Predictions], ABC):
         return self._noise_schedule
 
     @abstractmethod
-    def fill(self, batch: MDLMPredictionBatch, trace: Trace | None) -> Filled:
+    def fill(self, batch: MaskedPredictionBatch, trace: Trace | None) -> Filled:
         """Whole rows with every predicted position filled in, and the network calls of each row."""
 
     @torch.no_grad()
-    def predict(self, batch: MDLMPredictionBatch) -> Predictions:
+    def predict(self, batch: MaskedPredictionBatch) -> Predictions:
         """Fill in the rows and read off their answers."""
         trace = Trace() if self.trace else None
         ids, n_calls = self.fill(batch, trace)
@@ -90,7 +91,7 @@ class MDLMPredictor(Predictor[MDLMPredictionBatch, Predictions], ABC):
             predictions["trace"] = trace.events()
         return predictions
 
-    def to_dict(self, batch: MDLMPredictionBatch, preds: Predictions) -> list[dict[str, Any]]:
+    def to_dict(self, batch: MaskedPredictionBatch, preds: Predictions) -> list[dict[str, Any]]:
         """One JSON-ready row each; ``prompt`` is the prompt's text, or the template with its mask tokens."""
         given = real_tokens(batch) & (
             (places(batch) < batch["prompt_lengths"][:, None]) | ~batch["ends_at_eos"][:, None]
@@ -172,7 +173,7 @@ class PlannedPredictor(MDLMPredictor):
     def plan(self, u: Float[Tensor, "batch seq"], predicted: Bool[Tensor, "batch seq"]) -> RevealPlan:
         """When each predicted position is revealed, from one uniform number a position."""
 
-    def fill(self, batch: MDLMPredictionBatch, trace: Trace | None) -> Filled:
+    def fill(self, batch: MaskedPredictionBatch, trace: Trace | None) -> Filled:
         """Call the network for the rows that reveal something in a step, and its head where they do."""
         ids, place = self.hide(batch["input_ids"], batch["predicted"]), places(batch)
         plan = self.plan(placed_uniforms(batch, REVEAL_STREAM), batch["predicted"])
@@ -205,7 +206,7 @@ def places(batch: Mapping[str, Any]) -> Int[Tensor, "batch seq"]:
     return torch.arange(ids.shape[1], device=ids.device).expand_as(ids) if positions is None else positions
 
 
-def placed_uniforms(batch: MDLMPredictionBatch, stream: int) -> Float64[Tensor, "batch seq"]:
+def placed_uniforms(batch: MaskedPredictionBatch, stream: int) -> Float64[Tensor, "batch seq"]:
     """One uniform number a position, a function of the row's key and the position's place."""
     u = uniforms(batch["noise_key"], batch["input_ids"].shape[1], stream=stream, dtype=torch.float64)
     return u.gather(1, places(batch))

@@ -13,9 +13,10 @@ from xlm.likelihood import deterministic_order
 from xlm.protocols import Model, SequenceLikelihood, Tokenizer
 from xlm.sampling import best_positions, top_probability_scores
 from xlm.trace import Trace
+from xlm.unmasking.batch import MaskedPredictionBatch
 
 from xlm_mdlm.predictor.base import TOKEN_STREAM, Filled, MDLMPredictor, placed_uniforms, places
-from xlm_mdlm.types import MDLMBatch, MDLMPredictionBatch
+from xlm_mdlm.types import MDLMBatch
 
 MAX_LOGITS = 2**24
 
@@ -60,7 +61,7 @@ class MDLMTopProbabilityPredictor(MDLMPredictor):
             raise UserError("must be 1 or more", where=where, value=tokens_per_step, fix="use 1 for the best quality")
         self.tokens_per_step = tokens_per_step
 
-    def fill(self, batch: MDLMPredictionBatch, trace: Trace | None) -> Filled:
+    def fill(self, batch: MaskedPredictionBatch, trace: Trace | None) -> Filled:
         """Reveal until nothing is hidden."""
         hidden, place = batch["predicted"].clone(), places(batch)
         ids, token_u = self.hide(batch["input_ids"], hidden), placed_uniforms(batch, TOKEN_STREAM)
