@@ -64,6 +64,33 @@ def test_a_number_that_nobody_logs_is_named_with_those_that_are(tmp_path):
         run(tmp_path, [1.0], monitor="val/y")
 
 
+def test_the_nearest_number_is_offered(tmp_path):
+    with pytest.raises(UserError, match=r"val/texts/los\); fix: did you mean val/texts/loss\? choose of: "):
+        run(tmp_path, [1.0], monitor="val/texts/los")
+
+
+@pytest.mark.parametrize(
+    ("monitor", "names", "error"),
+    [
+        ("val/texts/loss", ["texts"], None),
+        ("val/texts/any/thing", ["texts"], None),
+        ("val/text/loss", ["texts", "more"], "names no .* fix: choose of: val/texts/..., val/more/..."),
+        ("texts/loss", ["texts"], "names no"),
+        ("val/texts", ["texts"], "names no"),
+        ("test/texts/loss", ["texts"], "names no"),
+        ("val/texts/loss", [], "nothing is validated"),
+    ],
+)
+def test_a_number_of_a_data_set_that_is_not_validated_is_known_before_training(tmp_path, monitor, names, error):
+    best = BestCheckpoint(tmp_path, monitor)
+    if error is None:
+        best.check(names)
+    else:
+        with pytest.raises(UserError, match=f"{error}.*") as refused:
+            best.check(names)
+        assert f"in callbacks.best.monitor ({monitor})" in str(refused.value)
+
+
 def test_other_modes_are_refused(tmp_path):
     with pytest.raises(UserError, match="min or max"):
         BestCheckpoint(tmp_path, "x", "best")

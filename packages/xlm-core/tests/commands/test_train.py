@@ -167,6 +167,15 @@ def test_the_weights_that_are_tested_can_be_chosen(xlm, toy, results):
     assert raw["test.pairs"]["nats_per_token"] != ema["test.pairs"]["nats_per_token"]
 
 
+def test_the_monitor_of_the_best_checkpoint_is_checked_before_training(xlm, toy):
+    words = (*SHORT, "run_dir=c", "callbacks=[default,best]")
+    said = xlm("train", *words, "callbacks.best.monitor=val/pear/loss", code=2)
+    assert "names no validation data set in callbacks.best.monitor (val/pear/loss); fix: choose of: val/pairs/" in said
+    assert not list(toy.iterdir())
+    xlm("train", *words, "callbacks.best.monitor=val/pairs/loss")
+    assert (toy / "c" / "checkpoints" / "best.ckpt").exists()
+
+
 @pytest.mark.parametrize(
     "word", ["trainer.max_step=3", "model.dropout=2", "datamodule.max_length=3", "model.max_length=7"]
 )

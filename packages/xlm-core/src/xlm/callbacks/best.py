@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from xlm.errors import UserError
+
+KEY = "callbacks.best.monitor"
 
 
 class BestCheckpoint(Callback):
@@ -29,6 +33,22 @@ class BestCheckpoint(Callback):
         self.best = math.inf if mode == "min" else -math.inf
         self.step = -1
 
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse, before anything is trained, a number of a data set that no validation is of.
+
+        Args:
+            names: Data sets of the validation.
+        """
+        split, _, rest = self.monitor.partition("/")
+        name, _, number = rest.partition("/")
+        if split == "val" and name in names and number:
+            return
+        if not names:
+            fix = "choose a datamodule that has a data set to validate on, or leave callbacks=best out"
+            raise UserError("nothing is validated", where=KEY, value=self.monitor, fix=fix)
+        listed = ", ".join(f"val/{name}/..." for name in names)
+        raise UserError("names no validation data set", where=KEY, value=self.monitor, fix=f"choose of: {listed}")
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare, and save. The saver writes later, so that its file knows the new best."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -40,8 +60,10 @@ class BestCheckpoint(Callback):
 
     def _value(self, trainer: pl.Trainer) -> float:
         if self.monitor not in trainer.callback_metrics:
-            fix = f"choose of: {', '.join(sorted(trainer.callback_metrics)) or 'nothing'}"
-            raise UserError("is not logged", where="callbacks.best.monitor", value=self.monitor, fix=fix)
+            close = difflib.get_close_matches(self.monitor, trainer.callback_metrics, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            fix = f"{meant}choose of: {', '.join(sorted(trainer.callback_metrics)) or 'nothing'}"
+            raise UserError("is not logged", where=KEY, value=self.monitor, fix=fix)
         return float(trainer.callback_metrics[self.monitor])
 
     def state_dict(self) -> dict[str, Any]:

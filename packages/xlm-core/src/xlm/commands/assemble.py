@@ -194,9 +194,18 @@ def rehearse(config: DictConfig) -> None:
     optimizer = harness.make_optimizer(parts.model)
     if harness.make_schedule is not None:
         harness.make_schedule(optimizer, settings.steps(1))
-    build_callbacks(config, Path("."))
+    _rehearse_callbacks(build_callbacks(config, Path(".")), datamodule)
     if config.weights == "ema" and config.harness.ema_decay is None and not config.checkpoint:
         raise UserError("no weights are averaged", where="weights", value="ema", fix="set harness.ema_decay=0.9999")
+
+
+def _rehearse_callbacks(callbacks: Sequence[Callback], datamodule: DataModule) -> None:
+    """What they watch is there."""
+    from xlm.callbacks import BestCheckpoint
+
+    for callback in callbacks:
+        if isinstance(callback, BestCheckpoint):
+            callback.check(datamodule.names("val"))
 
 
 def _rehearse_collators(datamodule: DataModule, parts: Parts) -> None:
