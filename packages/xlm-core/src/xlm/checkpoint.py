@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import os
 import re
 import stat
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from xlm.errors import UserError
 from xlm.files import DiskError, write_atomically
+
+logger = logging.getLogger(__name__)
 
 AnyPath = str | os.PathLike[str]
 Kind = Literal["ema", "raw"]
@@ -97,7 +99,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except DiskError as error:
             if self.on_error == "stop":
                 raise
-            warnings.warn(f"{error}; training goes on without this checkpoint", stacklevel=2)
+            logger.warning("%s; training goes on without this checkpoint", error)
 
     def _save(self, checkpoint: Mapping[str, Any], path: Path) -> None:
         head = {"format": FORMAT, "readable_since": READABLE_SINCE, "version": version("xlm-core")}
@@ -168,25 +170,27 @@ def _step(path: Path) -> int:
 def newest_valid(folder: AnyPath) -> Path | None:
     """The newest checkpoint that can be trusted; None when the folder has none at all.
 
-    A damaged one is skipped with a warning that says how many steps are lost.
+    Damaged ones are skipped with a line that says how many steps are lost.
 
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
     found = checkpoints(folder)
+    skipped: list[str] = []
     for path in found:
         problem = find_problem(path)
-        if problem is None:
-            if not path.with_suffix(".json").exists():
-                warnings.warn(f"{path} has no manifest; its checksums hold, so it is used", stacklevel=2)
-            if path != found[0]:
-                lost = _step(found[0]) - _step(path)
-                warnings.warn(f"resuming from {path.name}: {lost} steps are lost", stacklevel=2)
-            return path
-        warnings.warn(f"skipped {path}: it {problem}", stacklevel=2)
+        if problem is not None:
+            skipped.append(f"{path.name} {problem}")
+            continue
+        if skipped:
+            lost = f"{path.name} is used, {_step(found[0]) - _step(path)} steps are lost"
+            logger.warning("skipped in %s: %s; %s", folder, "; ".join(skipped), lost)
+        if not path.with_suffix(".json").exists():
+            logger.warning("%s has no manifest; its checksums hold, so it is used", path)
+        return path
     if found:
         raise UserError(
-            f"all {len(found)} checkpoints are damaged",
+            f"all {len(found)} checkpoints are damaged: {'; '.join(skipped)}",
             where=str(folder),
             fix="restore one, or begin another run_dir",
         )

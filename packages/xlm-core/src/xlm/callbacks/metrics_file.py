@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from xlm.files import DiskError, write_atomically
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsFile(Logger):
@@ -64,7 +66,7 @@ class MetricsFile(Logger):
             self._append(row)
         except (OSError, DiskError) as error:
             if not self._failed:
-                warnings.warn(f"metrics are lost: {error}", stacklevel=2)
+                logger.warning("metrics are lost: %s", error)
             self._failed = True
 
     @rank_zero_only

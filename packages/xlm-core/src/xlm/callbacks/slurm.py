@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
-import warnings
+
+logger = logging.getLogger(__name__)
 
 
 def job() -> str | None:
@@ -25,5 +27,5 @@ def requeue() -> bool:
     else:
         problem = answer.stderr.strip() or f"exit code {answer.returncode}" if answer.returncode else ""
     if problem:
-        warnings.warn(f"the job was not queued again ({problem}): submit it, its checkpoint is kept", stacklevel=2)
+        logger.warning("the job was not queued again (%s): submit it, its checkpoint is kept", problem)
     return not problem
