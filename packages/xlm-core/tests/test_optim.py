@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 from xlm.errors import UserError
-from xlm.nn.blocks import Block, RMSNorm
+from xlm.nn.blocks import Block, LayerNorm
 from xlm.optim import (
     ConstantSchedule,
     CosineSchedule,
@@ -20,7 +20,8 @@ from xlm.optim import (
 
 
 def model() -> nn.ModuleDict:
-    parts = {"embed": nn.Embedding(5, 8), "block": Block(8, 2), "norm": RMSNorm(8), "head": nn.Linear(8, 5, bias=True)}
+    head = nn.Linear(8, 5, bias=True)
+    parts = {"embed": nn.Embedding(5, 8), "block": Block(8, 2), "norm": LayerNorm(8), "head": head}
     return nn.ModuleDict(parts)
 
 

@@ -1,4 +1,4 @@
-"""Causal transformer: GPT-2's layout (Radford et al., 2019) with rotary positions, RMS norms and no biases."""
+"""Causal transformer: GPT-2's layout (Radford et al., 2019) with rotary positions and no biases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from xlm.errors import UserError
 from xlm.nn.attention import KVCache
 from xlm.nn.attention import attention_mask as visible
-from xlm.nn.blocks import Block, RMSNorm, depth_scaled_init
+from xlm.nn.blocks import Block, LayerNorm, depth_scaled_init
 from xlm.nn.rotary import rotary_table
 
 
@@ -52,7 +52,7 @@ class ARLMTransformer(nn.Module):
         self.embed = nn.Embedding(vocab_size, d_model)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, n_heads, d_ff, dropout) for _ in range(n_layers))
-        self.norm = RMSNorm(d_model)
+        self.norm = LayerNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.embed.weight

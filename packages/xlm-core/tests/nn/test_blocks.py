@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from xlm.nn.blocks import MLP, AdaLNBlock, Block, RMSNorm, TimeEmbedding, depth_scaled_init
+from xlm.nn.blocks import MLP, AdaLNBlock, Block, LayerNorm, TimeEmbedding, depth_scaled_init
 from xlm.nn.rotary import rotary_table
 
 ROTARY = rotary_table(torch.arange(5)[None], 8)
@@ -17,11 +17,11 @@ def _same_draws() -> None:
     torch.manual_seed(0)
 
 
-def test_rms_norm_divides_by_the_root_mean_square_in_every_dtype():
-    x = torch.tensor([3.0, 4.0, 0.0, 0.0])  # root of the mean square: 2.5
-    assert_close(RMSNorm(4)(x), x / 2.5)
-    small = torch.full((4,), 0.01, dtype=torch.bfloat16)  # torch's own eps in bf16 would give 0.11
-    assert_close(RMSNorm(4).bfloat16()(small), torch.ones(4, dtype=torch.bfloat16), atol=0.01, rtol=0.01)
+def test_layer_norm_divides_by_the_deviation_in_every_dtype():
+    x = torch.tensor([1.0, 5.0, 1.0, 5.0])  # mean 3, deviation 2
+    assert_close(LayerNorm(4)(x), torch.tensor([-1.0, 1.0, -1.0, 1.0]))
+    small = torch.tensor([-0.01, 0.01, -0.01, 0.01], dtype=torch.bfloat16)  # 1e-4 squared: an eps of 1e-5 would show
+    assert_close(LayerNorm(4).bfloat16()(small).abs(), torch.ones(4, dtype=torch.bfloat16), atol=0.01, rtol=0.01)
 
 
 def test_a_layer_has_twelve_d_squared_weights_unless_told_otherwise():
@@ -40,7 +40,7 @@ def test_block_hides_what_its_mask_hides():
     block, x = Block(16, 2), torch.randn(1, 5, 16)
     mask = torch.tensor([True, True, True, True, False])[None, None, None]
     changed = x.clone()
-    changed[:, 4] += 1
+    changed[:, 4, 0] += 1
     assert_close(block(x, ROTARY, mask)[:, :4], block(changed, ROTARY, mask)[:, :4])
     assert not torch.allclose(block(x, ROTARY)[:, :4], block(changed, ROTARY)[:, :4])
 
@@ -68,7 +68,7 @@ def test_conditioned_block_equals_the_formula_with_each_of_its_six_parts():
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts.unbind(1)
 
     def norm(y: torch.Tensor) -> torch.Tensor:
-        return y / (y.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+        return (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
 
     middle = x + gate * block.attention(norm(x) * (1 + scale) + shift, ROTARY, causal=True)
     expected = middle + mlp_gate * block.mlp(norm(middle) * (1 + mlp_scale) + mlp_shift)

@@ -137,8 +137,10 @@ class SelfAttention(nn.Module):
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """Attend; ``causal`` counts only without a ``mask``, which says everything. With a cache, x is what is new."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, rotary), rotate(k, rotary)
+        d_model, heads = x.shape[-1], self.n_heads
+        qk, v = self.qkv(x).split((2 * d_model, d_model), dim=-1)
+        q, k = rotate(qk.unflatten(-1, (2 * heads, -1)).transpose(1, 2), rotary).chunk(2, dim=1)
+        v = v.unflatten(-1, (heads, -1)).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
         out: Tensor = self.dropout(self.out(_attend(q, k, v, mask, causal).transpose(1, 2).flatten(2)))
