@@ -43,6 +43,26 @@ def test_the_average_is_the_recursion_with_its_warm_up(tmp_path, accumulate):
     assert_close(parameters(harness), average, rtol=1e-10, atol=1e-12)
 
 
+def test_buffers_are_those_of_the_newest_step_and_not_averaged(tmp_path):
+    trainer, harness, data = make_run(tmp_path, ema=0.9, steps=4, validate=2)
+    harness.model.register_buffer("steps", torch.zeros((), dtype=torch.long))
+    validated = []
+
+    def count(trainer):
+        if trainer.lightning_module.between_steps:
+            harness.model.steps += 1
+
+    trainer.callbacks.insert(0, Hook("on_train_batch_start", count))
+    trainer.callbacks.append(
+        Hook("on_validation_batch_start", lambda trainer: validated.append(int(harness.model.steps)))
+    )
+    trainer.fit(harness, datamodule=data)
+    assert sorted(set(validated)) == [2, 4]
+    assert harness.model.steps == 4
+    checkpoint = newest_valid(tmp_path / "checkpoints")
+    assert load_weights(checkpoint, "ema").tensors["steps"] == load_weights(checkpoint, "raw").tensors["steps"] == 4
+
+
 def test_validation_and_the_end_hold_the_average_and_training_the_raw_weights(tmp_path):
     at = {}
     hooks = [

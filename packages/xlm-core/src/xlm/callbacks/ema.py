@@ -20,7 +20,8 @@ class EMA(WeightAveraging):
 
     The decay at step n is min(decay, (1 + n) / (10 + n)), as TensorFlow's ``ExponentialMovingAverage`` with
     ``num_updates``: early steps, far from the end, are forgotten sooner. Validations, and the module after ``fit``,
-    hold the average; checkpoints hold both.
+    hold the average; checkpoints hold both. Only parameters are averaged: buffers (counts, running statistics) are
+    copied from the module after every step, as the mean of old and new ones may mean nothing.
 
     Args:
         decay: Weight of the past, in (0, 1).
@@ -50,8 +51,11 @@ class EMA(WeightAveraging):
         if step == self._latest_update_step:  # inside an accumulation window
             return
         self._latest_update_step = step
-        averages, current = self._tensors(self._average_model.module), self._tensors(pl_module)  # type: ignore[union-attr]
-        torch._foreach_lerp_(averages, current, 1 - min(self.decay, (1 + step) / (10 + step)))
+        average = self._average_model.module  # type: ignore[union-attr]
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._tensors(average), self._tensors(pl_module), weight)
+        for copy, buffer in zip(average.buffers(), pl_module.buffers(), strict=True):
+            copy.copy_(buffer)
 
     @staticmethod
     def _tensors(module: torch.nn.Module) -> list[Tensor]:
