@@ -41,7 +41,8 @@ def number(digits_: Int[Tensor, "*batch length"], base: int) -> Int[Tensor, "*ba
     return (digits_ * place).sum(-1)
 
 
-def _identity_head(vocab_size: int) -> nn.Linear:
+def identity_head(vocab_size: int) -> nn.Linear:
+    """A head that changes nothing, in fp64."""
     head = nn.Linear(vocab_size, vocab_size, bias=False, dtype=torch.float64)
     with torch.no_grad():
         head.weight.copy_(torch.eye(vocab_size))
@@ -60,7 +61,7 @@ class _Toy(nn.Module):
         digit = torch.full((vocab_size,), self.n_letters)
         digit[self.token_ids] = torch.arange(self.n_letters)
         self.register_buffer("digit", digit)
-        self.head = _identity_head(vocab_size)
+        self.head = identity_head(vocab_size)
 
     def _over_vocabulary(self, log_probabilities: Tensor) -> Tensor:
         logits = log_probabilities.new_full((*log_probabilities.shape[:-1], self.vocab_size), NEVER)
