@@ -20,7 +20,9 @@ class ILMBatch(TypedDict):
     attention_mask: Bool[Tensor, "batch seq"] | None
     """False at padding; None where nothing is padded."""
     gaps: Bool[Tensor, "batch seq"]
-    """Gaps where insertion is allowed; False at padding."""
+    """Gaps where insertion is allowed: their span misses a token. False at padding."""
+    gap_rows: Int[Tensor, " gaps"]
+    """Those gaps as indices into the flattened batch, found on the CPU so that no step waits for an accelerator."""
     rows: Int[Tensor, " dropped"]
     """Gap of each dropped token as an index into the flattened batch, row * seq + column, in row-major order."""
     tokens: Int[Tensor, " dropped"]
