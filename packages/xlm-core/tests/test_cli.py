@@ -60,6 +60,24 @@ def test_help_of_a_command_lists_its_keys_with_their_meaning(toy, capsys):
     assert "noise_schedule   cosine, geometric" in text
 
 
+@pytest.mark.parametrize("command", ["train", "check", "prepare_data"])
+def test_help_of_a_command_that_composes_says_what_it_needs_and_which_families_there_are(toy, capsys, command):
+    assert cli.main([command, "--help"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"usage: xlm {command} model_type=FAMILY datamodule=TASK [key=value ...]"
+    (families,) = [line for line in lines if line.startswith("  model_type") and "the family: " in line]
+    assert "toy" in families.partition(": ")[2].split(" | ")
+    (tasks,) = [line for line in lines if line.startswith("  datamodule") and "the task: " in line]
+    assert "sudoku_4x4" in tasks
+    assert "  xlm check resume=RUN" in lines or command != "check"
+
+
+def test_help_of_a_command_lists_no_key_that_changes_nothing(capsys):
+    for command, absent in {"check": "run_dir", "prepare_data": "global_batch_size"}.items():
+        cli.main([command, "--help"])
+        assert absent not in capsys.readouterr().out
+
+
 def test_xlm_offers_load_and_its_version_lazily():
     done = python("import xlm; print(xlm.__version__, callable(xlm.load)); xlm.nothing")
     assert done.stdout.split()[1] == "True"

@@ -17,6 +17,7 @@ from xlm.config.composition import loader
 from xlm.config.overrides import expand, parse, quote, unquote
 from xlm.config.redaction import REDACTED, is_secret, redact, redact_override, scrub
 from xlm.config.types import convert
+from xlm.config.validation import check_missing
 from xlm.errors import UserError
 from xlm.instantiate import construct
 
@@ -222,6 +223,18 @@ def test_a_mistake_is_refused_naming_the_key_and_what_to_do(toy, word):
 def test_a_global_batch_that_devices_cannot_share_is_refused_with_the_arithmetic(toy):
     with pytest.raises(UserError, match=r"4 devices x 3 examples = 12.*global_batch_size \(10\)"):
         checked("datamodule.global_batch_size=10", "trainer.devices=4", "datamodule.device_batch_size=3")
+
+
+def test_a_missing_family_lists_those_that_are_installed(toy, monkeypatch):
+    with pytest.raises(UserError, match=r"installed families: .*toy.*, see `xlm info`"):
+        validate(compose(["datamodule=toy_pairs"]))
+    with pytest.raises(UserError) as refused:
+        validate(compose(["model_type=toy"]))
+    assert "installed families" not in str(refused.value)
+    config = compose(["datamodule=toy_pairs"])
+    monkeypatch.setattr("xlm.config.search.options", dict)
+    with pytest.raises(UserError, match="add model_type=<FAMILY>; no family is installed: pip install xlm-"):
+        check_missing(config)
 
 
 def test_all_that_is_missing_is_said_at_once(toy):

@@ -7,13 +7,22 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from xlm.commands.train import KEYS, TOP_LEVEL
+from xlm.commands.train import KEYS
 from xlm.errors import UserError
 
 if TYPE_CHECKING:
     from xlm.commands.assemble import Parts
 
 __all__ = ["KEYS", "TOP_LEVEL", "run"]
+
+TOP_LEVEL = ("resume", "seed", "trusted_packages")
+ABOUT = """
+Takes what `xlm train` takes. Prints the keys, shapes and types of a batch, its rows as text, and loss, gradient norm
+and seconds of one optimizer step. Writes nothing but the caches of the data; no run directory is made.
+
+  xlm check model_type=FAMILY datamodule=TASK
+  xlm check resume=RUN
+"""
 
 ROWS = 4
 """Examples in the batch that is shown."""

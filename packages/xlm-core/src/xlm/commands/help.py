@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import ModuleType
 
 from xlm.commands import COMMANDS
@@ -11,16 +12,24 @@ from xlm.config.top_level import TopLevel, defaults, meanings
 TAKES_GROUPS = ("train", "check", "prepare_data")
 
 
+GROUPS = {"model_type": "the family", "datamodule": "the task"}
+"""What a run must be told, and what it means."""
+
+
 def describe(name: str, module: ModuleType) -> str:
     """The help text of a command."""
+    composes = name in TAKES_GROUPS
     options = getattr(module, "Options", None)
     keys = {key: meanings(TopLevel)[key] for key in getattr(module, "TOP_LEVEL", ())}
     keys |= meanings(options) if options else {}
+    needed = [f"  {group:28} {meaning}: {_installed(group)}" for group, meaning in GROUPS.items() if composes]
     given = defaults(TopLevel) | (defaults(options) if options else {})
     lines = [f"  {key + _default(given.get(key)):28} {meaning}" for key, meaning in keys.items()]
     lines += [f"  {key:28} {meaning}" for key, meaning in getattr(module, "KEYS", {}).items()]
-    text = [f"usage: xlm {name} [key=value ...]", "", COMMANDS[name], *([""] if lines else []), *lines]
-    return "\n".join([*text, *_groups()] if name in TAKES_GROUPS else text)
+    usage = f"usage: xlm {name}{' model_type=FAMILY datamodule=TASK' if composes else ''} [key=value ...]"
+    about = inspect.cleandoc(getattr(module, "ABOUT", ""))
+    parts = [[usage], [COMMANDS[name]], [about], [*needed, *lines], _groups() if composes else []]
+    return "\n\n".join("\n".join(part) for part in parts if any(part))
 
 
 def _default(value: object) -> str:
@@ -31,4 +40,8 @@ def _groups() -> list[str]:
     """Groups with their options; those that only other options use are left out."""
     listed = {group: names for group, names in search.options().items() if group and "/" not in group}
     lines = [f"  {group:16} {', '.join(sorted(names))}" for group, names in sorted(listed.items())]
-    return ["", "groups (group=option):", *lines]
+    return ["groups (group=option):", *lines]
+
+
+def _installed(group: str) -> str:
+    return " | ".join(sorted(search.options().get(group, {}))) or search.INSTALL_ONE

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 from xlm.commands.train import KEYS as TRAINING_KEYS
 
 TOP_LEVEL = ("seed", "trusted_packages")
-KEYS = {key: meaning for key, meaning in TRAINING_KEYS.items() if key.startswith("datamodule.")}
+KEYS = {
+    **{key: TRAINING_KEYS[key] for key in ("datamodule.path", "datamodule.max_length")},
+    "datamodule.max_target_length": "tokens of the longest answer, EOS included, where there is a prompt",
+    "datamodule.cache_dir": "where to write; default $XLM_CACHE_DIR, or ~/.cache/xlm",
+    "tokenizer": "byte, char, word, bpe, or pretrained with tokenizer.name=FOLDER",
+    "tokenizer.vocab_size": "of the word and bpe tokenizers",
+}
+ABOUT = """
+Takes what `xlm train` takes, and makes what that would make first: run it where there is a network or time, with the
+words of the training. The family matters, as it says in which role and layout it reads the rows. Another training with
+the same tokenizer, lengths and roles finds the caches.
+
+  xlm prepare_data model_type=FAMILY datamodule=TASK
+  xlm prepare_data model_type=FAMILY datamodule=text datamodule.path=FOLDER tokenizer=bpe
+"""
 
 
 def run(words: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from xlm import registry
 from xlm.errors import UserError
 
 HERE = "the working directory"
+INSTALL_ONE = "no family is installed: pip install xlm-FAMILY"
 PRIMARY = "config"
 """Name of the configuration that all begins with."""
 

@@ -59,7 +59,9 @@ def check_missing(config: DictConfig) -> dict[str, Any]:
     keys += [key for key in REQUIRED if key not in keys and not _chosen(config, key)]
     if keys:
         names = [_how_to_give(key) for key in keys]
-        raise UserError(f"missing: {', '.join(REQUIRED.get(key, key) for key in keys)}", fix=f"add {' '.join(names)}")
+        families = f"; {_families()}" if "family" in keys else ""
+        what = f"missing: {', '.join(REQUIRED.get(key, key) for key in keys)}"
+        raise UserError(what, fix=f"add {' '.join(names)}{families}")
     return resolved(config)
 
 
@@ -68,9 +70,14 @@ def _chosen(config: DictConfig, key: str) -> bool:
     return bool(node) and (isinstance(node, str) or "_target_" in node)
 
 
+def _families() -> str:
+    names = sorted(search.options().get("model_type", {}))
+    return f"installed families: {', '.join(names)}, see `xlm info`" if names else search.INSTALL_ONE
+
+
 def _how_to_give(key: str) -> str:
     if group := REQUIRED.get(key):
-        return f"{group}=<{'|'.join(sorted(search.options().get(group, {})))}>"
+        return f"{group}=<{'|'.join(sorted(search.options().get(group, {}))) or 'FAMILY'}>"
     return f"{key}=..."
 
 
