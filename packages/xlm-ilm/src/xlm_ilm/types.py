@@ -5,10 +5,10 @@ Gap g of a row lies right after its column g; column 0 is BOS. BOS comes on top 
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from xlm.protocols import LossDict
 
 
@@ -72,3 +72,21 @@ class ILMLossDict(LossDict):
     """Mean over the rows that miss tokens of -log p(gap, token), itself a mean over a row's dropped tokens, nats."""
     stop_loss: Float[Tensor, ""]
     """Mean over all rows of the stop head's binary cross-entropy, nats; 0 where it does not learn."""
+
+
+class ILMModel(Protocol):
+    """A network whose state at a column belongs to the gap right after that column's token."""
+
+    max_length: int
+    """Most tokens of a text; BOS comes on top."""
+    head: nn.Linear
+
+    def read(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        *,
+        positions: Int[Tensor, "batch seq"] | None = None,
+    ) -> tuple[Float[Tensor, "batch seq d_model"], Float[Tensor, " batch"]]:
+        """States of the gaps, and the logit of nothing being missing. ``positions``: the tokens' places, BOS at 0."""
+        ...
