@@ -5,7 +5,7 @@ Gap g of a row lies right after its column g; column 0 is BOS. BOS comes on top 
 
 from __future__ import annotations
 
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ class ILMLossDict(LossDict):
     """Mean over all rows of the stop head's binary cross-entropy, nats; 0 where it does not learn."""
 
 
+@runtime_checkable
 class ILMModel(Protocol):
     """A network whose state at a column belongs to the gap right after that column's token."""
 
