@@ -117,6 +117,37 @@ def test_bfloat16_agrees_with_double_precision_and_sums_in_single(autocast: bool
         assert (gradient.double() - wanted).norm() / wanted.norm() < 0.02
 
 
+@pytest.mark.parametrize("rows", [1, 33, 100])
+def test_bfloat16_rows_that_are_added_for_a_round_number_change_nothing(rows: int):
+    torch.manual_seed(0)
+    states, weight = torch.randn(rows, 8, requires_grad=True), torch.randn(VOCAB, 8, requires_grad=True)
+    targets, row_weights = torch.randint(1, VOCAB, (rows,)), torch.rand(rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        suppressed = torch.tensor([0])  # the target of rows that are added is impossible, too
+        total, nll = linear_cross_entropy(states, weight, targets, row_weights=row_weights, suppressed=suppressed)
+    ours = torch.autograd.grad(total, (states, weight))
+    logits = (states @ weight.T).index_fill(1, suppressed, -torch.inf)
+    plain = F.cross_entropy(logits, targets, reduction="none")
+    theirs = torch.autograd.grad((row_weights * plain).sum(), (states, weight))
+    assert_close(nll, plain.detach(), atol=0.05, rtol=0.02)
+    assert_close(ours, theirs, atol=0.05, rtol=0.05)
+
+
+def test_bfloat16_matrix_products_see_sixteen_numbers_of_rows_an_octave(monkeypatch: pytest.MonkeyPatch):
+    seen = set()
+
+    def spied(chunk, dtype, with_gradients, states, *rest):
+        seen.add(len(states))
+        return by_chunks(chunk, dtype, with_gradients, states, *rest)
+
+    by_chunks = module._by_chunks
+    monkeypatch.setattr(module, "_by_chunks", spied)
+    for n in range(64, 128):
+        states = torch.zeros(n, 2, dtype=torch.bfloat16)
+        linear_cross_entropy(states, torch.zeros(VOCAB, 2, dtype=torch.bfloat16), torch.zeros(n, dtype=torch.int64))
+    assert seen == set(range(64, 129, 4))
+
+
 def test_autocast_multiplies_in_its_own_dtype():
     states, weight, targets = torch.randn(4, 8), torch.randn(16, 8), torch.randint(16, (4,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
