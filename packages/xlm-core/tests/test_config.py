@@ -464,6 +464,16 @@ def test_the_configuration_is_plain_values(toy):
 def test_debug_overfit_trains_on_one_batch_without_dropout(toy):
     config = checked("debug=overfit")
     assert (config.datamodule.overfit_batches, config.model.dropout) == (1, 0.0)
+    assert checked("debug=overfit", "model=toy_dropout").model.dropout == 0.0
+    assert checked("debug=overfit", "model=toy_dropout", "model.dropout=0.1").model.dropout == 0.1
+    assert checked("model=toy_dropout").model.dropout == 0.3
+
+
+def test_debug_overfit_suits_a_network_without_dropout(toy):
+    config = checked("debug=overfit", "model=toy_bare")
+    assert set(config.model) == {"_target_", "vocab_size"}
+    assert "where_taken" not in config
+    rehearse(config)
 
 
 def test_debug_small_data_and_no_workers_shrink_the_run(toy):

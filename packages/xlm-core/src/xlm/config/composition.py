@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from xlm.config import search
-from xlm.config.keys import apply, check_keys
+from xlm.config.keys import apply, apply_where_taken, check_keys
 from xlm.config.overrides import is_group, is_value, parse, refuse_sweeps
 from xlm.errors import UserError
 from xlm.instantiate import trust
@@ -30,6 +30,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     refuse_sweeps(parsed)
     config = compose_options([override for override in parsed if not is_value(override)])
     values = take_trusted([override for override in parsed if is_value(override)], config)
+    apply_where_taken(config)
     check_keys(config, values)
     for override in values:
         apply(config, override)

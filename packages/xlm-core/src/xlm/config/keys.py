@@ -33,6 +33,17 @@ def apply(config: DictConfig, override: Override) -> None:
         raise UserError("cannot set this key", where=key, value=override.input_line, fix=str(error)) from error
 
 
+def apply_where_taken(config: DictConfig) -> None:
+    """Set what an option asks for under ``where_taken``: values of keys that not every family's parts have."""
+    from omegaconf import OmegaConf, open_dict
+
+    with open_dict(config):
+        wanted = OmegaConf.to_container(config.pop("where_taken", None) or OmegaConf.create())
+        for key, value in leaves(wanted, ""):
+            if _known(config, key, explicit=False):
+                OmegaConf.update(config, key, value, force_add=True)
+
+
 def check_keys(config: DictConfig, overrides: Sequence[Override]) -> None:
     """Refuse an override of a key that exists neither in the options nor in the constructor behind them."""
     for override in overrides:

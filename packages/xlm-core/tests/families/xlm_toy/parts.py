@@ -36,6 +36,13 @@ class ToyModel(nn.Module):
         return self.head(self.embed(input_ids))
 
 
+class BareModel(ToyModel):
+    """Knows neither heads nor dropout."""
+
+    def __init__(self, *, vocab_size: int, max_length: int) -> None:
+        super().__init__(vocab_size=vocab_size, max_length=max_length)
+
+
 class ToyLoss:
     """Nats per real token."""
 
