@@ -5,8 +5,11 @@ from __future__ import annotations
 from io import StringIO
 
 from rich.console import Console
+from torch import tensor
 from xlm.commands import info
+from xlm.commands.check import _decoded
 from xlm.commands.tables import show_results, visible
+from xlm.testing.factories import tiny_tokenizer
 
 TOY = ("model_type=toy", "datamodule=toy_pairs")
 
@@ -18,6 +21,15 @@ def test_check_shows_a_decoded_batch_and_takes_one_step(xlm, toy):
     assert "[BOS]ddabc" not in out  # the last token is predicted, not read
     assert "gradient norm" in out
     assert [path.name for path in toy.iterdir()] == []
+
+
+def test_hidden_tokens_are_dots_in_a_check_and_padding_is_not_shown():
+    tokenizer = tiny_tokenizer()
+    ids = tensor([[tokenizer.bos_token_id, 4, tokenizer.mask_token_id, 5], [4, *[tokenizer.pad_token_id] * 3]])
+    (_, _, first), (_, _, second) = _decoded({"input_ids": ids, "n_tokens": ids[:, 0]}, tokenizer)
+    letters = [tokenizer.decode([id_]) for id_ in (4, 5)]
+    assert first == f"{tokenizer.bos_token}{letters[0]}·{letters[1]}"
+    assert second == letters[0]
 
 
 def test_check_refuses_a_mistake(xlm, toy):
@@ -61,6 +73,14 @@ def test_roles_are_read_through_the_defaults_of_options(toy):
 
 def test_control_characters_become_visible():
     assert visible("a\x1b[2Jb\r\n\tc\u202ed") == "a\\x1b[2Jb\\r\n\tc\\u202ed"
+
+
+def test_a_monte_carlo_error_is_shown_where_something_was_drawn():
+    exact, drawn = {"nats_per_token": 1.0, "mc_se": None}, {"nats_per_token": 2.0, "mc_se": 0.5}
+    for results, shown in (({"test.a": exact}, False), ({"test.a": exact, "test.b": drawn}, True)):
+        console = Console(file=StringIO(), width=80)
+        show_results(results, console)
+        assert ("mc_se" in console.file.getvalue()) is shown
 
 
 def test_a_number_that_has_no_value_is_told_from_one_that_was_not_asked_for():

@@ -35,10 +35,9 @@ class SampleLogger(Callback):
         if trainer.sanity_checking:
             return
         harness = harness_of(trainer)
-        mask = getattr(harness.tokenizer, "mask_token", None)
         for name, rows in harness.samples.items():
             columns = [column for column in COLUMNS if any(column in row for row in rows)]
-            texts = [[_shown(row, column, mask) for column in columns] for row in rows]
+            texts = [[_shown(row, column, harness.tokenizer) for column in columns] for row in rows]
             title = f"{name} at step {trainer.global_step}"
             self._print(title, columns, texts)
             for logger in trainer.loggers:
@@ -52,9 +51,15 @@ class SampleLogger(Callback):
         self.console.print(table)
 
 
-def _shown(row: Mapping[str, Any], column: str, mask: str | None) -> str:
+def _shown(row: Mapping[str, Any], column: str, tokenizer: Any) -> str:
     text = str(row.get(column, ""))
-    return text.replace(mask, HIDDEN) if mask and column == "prompt" else text
+    return dotted(text, tokenizer) if column == "prompt" else text
+
+
+def dotted(text: str, tokenizer: Any) -> str:
+    """A decoded text with a dot for each hidden token."""
+    mask = getattr(tokenizer, "mask_token", None)
+    return text.replace(mask, HIDDEN) if mask else text
 
 
 def _visible(text: str) -> str:

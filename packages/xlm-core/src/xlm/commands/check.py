@@ -66,7 +66,14 @@ def _shape(value: Any) -> tuple[str, str]:
 def _decoded(batch: Mapping[str, Any], tokenizer: Any) -> list[list[Any]]:
     ids = {key: value for key, value in batch.items() if key.endswith("_ids") and getattr(value, "ndim", 0) == 2}
     n_rows = max((len(value) for value in ids.values()), default=0)
-    return [[row, key, tokenizer.decode(ids[key][row].tolist())] for row in range(n_rows) for key in ids]
+    return [[row, key, _readable(ids[key][row].tolist(), tokenizer)] for row in range(n_rows) for key in ids]
+
+
+def _readable(ids: list[int], tokenizer: Any) -> str:
+    """Text with hidden tokens as dots, without padding."""
+    from xlm.callbacks.samples import dotted
+
+    return dotted(tokenizer.decode([id_ for id_ in ids if id_ != tokenizer.pad_token_id]), tokenizer)
 
 
 def _step(harness: Any, batch: Mapping[str, Any]) -> list[list[Any]]:

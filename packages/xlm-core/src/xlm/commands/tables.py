@@ -28,9 +28,15 @@ def show_results(results: Mapping[str, Mapping[str, Any]], console: Console | No
     for space in sorted({str(values.get("event_space", "")) for values in results.values()}, reverse=True):
         rows = {name: values for name, values in results.items() if str(values.get("event_space", "")) == space}
         title = f"event space: {space}" if space else "predictions"
-        columns = list(dict.fromkeys(key for values in rows.values() for key in values if key != "event_space"))
+        columns = list(dict.fromkeys(key for values in rows.values() for key in values if _is_shown(key, rows)))
         cells = [[key, *(_known(values, key) for values in rows.values())] for key in columns]
         show_table(title, ["", *rows], cells, console)
+
+
+def _is_shown(key: str, rows: Mapping[str, Mapping[str, Any]]) -> bool:
+    """The title has the event space; where nothing was drawn there is no Monte-Carlo error."""
+    drawn = any(values.get(key) is not None for values in rows.values())
+    return key != "event_space" and (key != "mc_se" or drawn)
 
 
 def _known(values: Mapping[str, Any], key: str) -> Any:
