@@ -48,7 +48,8 @@ def test_the_keys_are_the_constructors_arguments_with_its_own_values(name):
     assert set(node) == set(arguments)
     sizes = {"d_model", "n_layers", "n_heads", "dropout"} if name == "model" else set()
     for key in set(node) - sizes:
-        assert node[key] is None or node[key] == arguments[key].default, key
+        value = tuple(node[key]) if isinstance(node[key], list) else node[key]
+        assert value is None or value == arguments[key].default, key
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Masked diffusion transformer (Sahoo et al., 2024). Differs: RMSNorm, explicit positions, no time by default."""
+"""Masked diffusion transformer (Sahoo et al., 2024). Differs: explicit positions, no time by default."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from xlm.errors import UserError
 from xlm.nn.attention import attention_mask as visible_to
-from xlm.nn.blocks import AdaLNBlock, Block, RMSNorm, TimeEmbedding, depth_scaled_init
+from xlm.nn.blocks import AdaLNBlock, Block, LayerNorm, TimeEmbedding, depth_scaled_init
 from xlm.nn.rotary import rotary_table
 
 D_CONDITION = 128  # as in the authors' code
@@ -52,7 +52,7 @@ class MDLMTransformer(nn.Module):
             else Block(d_model, n_heads, d_ff, dropout)
             for _ in range(n_layers)
         )
-        self.norm = RMSNorm(d_model)
+        self.norm = LayerNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.embed.weight

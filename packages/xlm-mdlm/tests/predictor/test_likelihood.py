@@ -46,7 +46,17 @@ def test_ancestral_and_first_hitting_share_the_models_bound_whatever_the_filters
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"tokens_per_step": 2}, {"tokens_per_step": 3, "temperature": 0.7}, {"top_k": 2}, {"temperature": 0.0}],
+    [
+        {},
+        {"tokens_per_step": 2},
+        {"tokens_per_step": 3, "temperature": 0.7},
+        {"top_k": 2},
+        {"temperature": 0.0},
+        {"order": "margin"},
+        {"order": "entropy", "tokens_per_step": 2},
+        {"threshold": 0.5},
+        {"order": "margin", "factor": 1.4, "temperature": 0.7},
+    ],
     ids=str,
 )
 def test_exact_likelihoods_of_the_deterministic_order_sum_to_one(options):

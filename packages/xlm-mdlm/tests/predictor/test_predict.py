@@ -105,6 +105,11 @@ class TestTopProbabilityAfterPrompts(PromptedContract):
     options: ClassVar = {"tokens_per_step": 2}
 
 
+class TestThresholdAfterPrompts(PromptedContract):
+    cls = MDLMTopProbabilityPredictor
+    options: ClassVar = {"order": "entropy", "threshold": 0.4, "min_new_tokens": 2, "stop": ["ab"]}
+
+
 class TestFirstHittingInTemplates(PromptedContract):
     cls = MDLMFirstHittingPredictor
 
@@ -221,6 +226,54 @@ def test_top_probability_reveals_so_many_tokens_a_call(per_step, calls):
     assert predictor.predict(TEMPLATES(rows))["n_calls"].tolist() == calls
 
 
+def certain_of(*p: float) -> AlwaysSays:
+    """Says letter 4 with these probabilities at its columns, else letter 5; at column 0 every third time 6 instead."""
+    model = AlwaysSays([4] * len(p))
+    logits = torch.full((len(p), 12), -1e4)
+    logits[:, 4], logits[:, 5] = torch.tensor(p).log(), (1 - torch.tensor(p)).log()
+    logits[0, 5], logits[0, 6] = ((1 - torch.tensor(p[0])) / torch.tensor([1.5, 3])).log()
+    model.hidden = lambda input_ids, *_, **__: logits.expand(len(input_ids), -1, -1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, [[1], [2], [0]]),
+        ({"order": "margin"}, [[0], [1], [2]]),
+        ({"order": "entropy"}, [[1], [2], [0]]),
+        ({"threshold": 0.57}, [[1, 2], [0]]),
+        ({"factor": 1.3}, [[1, 2], [0]]),
+    ],
+    ids=str,
+)
+def test_an_order_a_threshold_or_a_factor_says_what_is_revealed_when(options, steps):
+    """Top probabilities 0.56, 0.6, 0.58; margins 0.27, 0.2, 0.16; (k + 1)(1 - p_k) = 0.8, 1.26, 1.76."""
+    predictor = build(MDLMTopProbabilityPredictor, certain_of(0.56, 0.6, 0.58), trace=True, **options)
+    batch = MDLMUnconditionalCollator(tokenizer=TOKENIZER, max_length=3)(unconditional_examples(1))
+    found: dict[int, list[int]] = {}
+    for event in predictor.predict(batch)["trace"]:
+        found.setdefault(event["step"], []).append(event["position"])
+    assert list(found.values()) == steps
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_eos_is_not_drawn_at_the_first_places_after_a_prompt(cls):
+    collate = MDLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=8, max_target_length=4)
+    batch = collate(keyed([{"prompt_ids": [4]}, {"prompt_ids": [4, 5]}]))
+    ending = AlwaysSays([EOS] * 6)
+    assert build(cls, ending).predict(batch)["lengths"].tolist() == [0, 0]
+    assert build(cls, ending, min_new_tokens=3).predict(batch)["lengths"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_an_answer_ends_at_a_stop_string(cls):
+    batch = MDLMUnconditionalCollator(tokenizer=TOKENIZER, max_length=5)(unconditional_examples(2))
+    predictor = build(cls, AlwaysSays([4, 5, 6, 7, EOS]), stop="bc")
+    row = predictor.to_dict(batch, predictor.predict(batch))[0]
+    assert (row["prediction"], row["ids"]) == ("a", [4, 5, 6])
+
+
 def test_first_hitting_tells_the_mask_rate_at_which_the_next_token_is_revealed():
     model = AlwaysSays([4] * 4)
     batch = MDLMUnconditionalCollator(tokenizer=TOKENIZER, max_length=4)(unconditional_examples(4000))
@@ -282,13 +335,19 @@ def test_another_key_gives_another_sample():
 REFUSED: list[tuple[type[MDLMPredictor], str, Any]] = [
     (MDLMAncestralPredictor, "steps", 0),
     (MDLMTopProbabilityPredictor, "tokens_per_step", 0),
-    *((cls, name, value) for cls in CLASSES for name, value in (("temperature", -1.0), ("top_p", 0.0), ("top_k", 0))),
+    (MDLMTopProbabilityPredictor, "threshold", 2.0),
+    (MDLMTopProbabilityPredictor, "factor", -1.0),
+    *(
+        (cls, name, value)
+        for cls in CLASSES
+        for name, value in (("temperature", -1.0), ("top_p", 0.0), ("top_k", 0), ("min_new_tokens", -1), ("stop", ""))
+    ),
 ]
 
 
 @pytest.mark.parametrize(("cls", "name", "value"), REFUSED)
 def test_an_option_outside_its_range_is_refused_by_its_key(cls: Callable[..., Any], name: str, value: Any):
-    with pytest.raises(UserError, match=rf"predictor\.{name} "):
+    with pytest.raises(UserError, match=rf"predictor\.{name}\b"):
         build(cls, AlwaysSays([4]), **{name: value})
 
 

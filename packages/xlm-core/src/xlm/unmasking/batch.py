@@ -11,8 +11,9 @@ from torch import Tensor
 
 from xlm.noise import Stream, uniforms
 
-REVEAL_STREAM, TOKEN_STREAM = Stream.SAMPLE << 32, (Stream.SAMPLE << 32) + 1
-"""Of a row's key: when its positions are revealed, and which tokens are drawn there."""
+REVEAL_STREAM, TOKEN_STREAM, ORDER_STREAM = ((Stream.SAMPLE << 32) + use for use in range(3))
+"""Of a row's key: when its positions are revealed, which tokens are drawn there, and the noise of an order's step i
+(``ORDER_STREAM + i``)."""
 
 
 class MaskedPredictionBatch(TypedDict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from xlm.errors import UserError
 from xlm.protocols import Model, NoiseSchedule, Tokenizer
+from xlm.unmasking.plan import RevealPlan, ancestral_plan
 
 from xlm_mdlm.predictor.base import PlannedPredictor
-from xlm_mdlm.predictor.unmasking import RevealPlan, ancestral_plan
 
 
 class MDLMAncestralPredictor(PlannedPredictor):
@@ -30,6 +31,8 @@ class MDLMAncestralPredictor(PlannedPredictor):
         top_k: Tokens to keep; null keeps all.
         top_p: Probability mass to keep, in (0, 1].
         min_p: Least probability to keep relative to the most probable token.
+        min_new_tokens: EOS is not drawn at so many first places of an answer.
+        stop: A string, or several, that end an answer.
         trace: Record what is revealed when.
     """
 
@@ -46,10 +49,13 @@ class MDLMAncestralPredictor(PlannedPredictor):
         top_k: int | None = None,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        min_new_tokens: int = 0,
+        stop: str | Sequence[str] = (),
         trace: bool = False,
     ) -> None:
         options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        super().__init__(model=model, tokenizer=tokenizer, noise_schedule=noise_schedule, trace=trace, **options)
+        options |= {"min_new_tokens": min_new_tokens, "stop": stop, "trace": trace}
+        super().__init__(model=model, tokenizer=tokenizer, noise_schedule=noise_schedule, **options)
         if steps < 1:
             raise UserError("must be 1 or more", where="predictor.steps", value=steps, fix="use 128")
         self.steps = steps

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+from xlm.unmasking.plan import RevealPlan, first_hitting_plan
 
 from xlm_mdlm.predictor.base import PlannedPredictor
-from xlm_mdlm.predictor.unmasking import RevealPlan, first_hitting_plan
 
 
 class MDLMFirstHittingPredictor(PlannedPredictor):

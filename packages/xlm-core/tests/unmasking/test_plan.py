@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import torch
-from xlm_mdlm.predictor.unmasking import ancestral_plan, answers, first_hitting_plan
+from xlm.unmasking.plan import ancestral_plan, first_hitting_plan
 
 
 def test_first_hitting_reveals_where_the_falling_mask_rate_hits_first():
@@ -29,11 +29,3 @@ def test_ancestral_reveals_from_rate_v_to_w_with_chance_one_minus_w_over_v_even_
     first, second = 1 - 0.6 / 0.8, 1 - 0.2 / 0.6
     expected = [first, (1 - first) * second, (1 - first) * (1 - second)]
     assert all(math.isclose(share, chance, abs_tol=1e-4) for share, chance in zip(shares, expected, strict=True))
-
-
-def test_answers_are_moved_to_the_left_and_cut_before_their_end():
-    ids = torch.tensor([[9, 9, 4, 5, 3, 6], [9, 7, 3, 8, 0, 0]])
-    answer = torch.tensor([[False, False, True, True, True, True], [False, True, True, True, False, False]])
-    tokens, lengths = answers(ids, answer, ends_at=torch.tensor([3, -1]), pad_id=0)
-    assert lengths.tolist() == [2, 3]
-    assert tokens.tolist() == [[4, 5, 0], [7, 3, 8]]

@@ -1,4 +1,4 @@
-"""Steps of an unmasking loop as pure functions: when positions are revealed, and which tokens are the answer."""
+"""When positions are revealed by samplers that decide so without looking at tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class RevealPlan(NamedTuple):
-    """When each position is revealed, for samplers that decide so without looking at tokens."""
+    """When each position is revealed."""
 
     step: Int[Tensor, "batch seq"]
     """Number of the step in which a position is revealed; -1 where nothing is to be generated."""
@@ -46,25 +46,3 @@ def ancestral_plan(
     not_before = torch.searchsorted(ends, u * mask_rates[0], right=True)
     step = (len(ends) - not_before).masked_fill(~predicted, -1)
     return RevealPlan(step, mask_rates.expand(len(u), -1))
-
-
-def answers(
-    ids: Int[Tensor, "batch seq"],
-    answer: Bool[Tensor, "batch seq"],
-    *,
-    ends_at: Int[Tensor, " batch"],
-    pad_id: int,
-) -> tuple[Int[Tensor, "batch longest"], Int[Tensor, " batch"]]:
-    """The tokens at ``answer``, moved to the left and cut before the first ``ends_at``, and how many they are.
-
-    Args:
-        ids: Whole rows.
-        answer: Which tokens belong to the answer.
-        ends_at: Token at which each row's answer ends; -1 for none.
-        pad_id: What stands after the answer.
-    """
-    front = (~answer).to(torch.int8).argsort(dim=1, stable=True)
-    ids, answer = ids.gather(1, front), answer.gather(1, front)
-    kept = answer & ((ids == ends_at[:, None]).cumsum(1) == 0)
-    lengths = kept.sum(1)
-    return ids.masked_fill(~kept, pad_id)[:, : int(lengths.max())], lengths

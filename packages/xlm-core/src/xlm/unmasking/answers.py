@@ -1,0 +1,117 @@
+"""From filled rows to answers: where they begin and end, and the JSON-ready rows that say so."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from xlm.errors import UserError
+from xlm.protocols import Predictions, Tokenizer
+from xlm.trace import Trace, by_row
+from xlm.unmasking.batch import MaskedPredictionBatch, places, real_tokens
+
+
+def stop_strings(stop: str | Sequence[str]) -> list[str]:
+    """The option ``predictor.stop`` as a list: a string, or several."""
+    strings = [stop] if isinstance(stop, str) else list(stop)
+    if "" in strings:
+        raise UserError("holds an empty string", where="predictor.stop", fix="remove it: every text holds it")
+    return strings
+
+
+def read_answers(
+    tokenizer: Tokenizer,
+    batch: MaskedPredictionBatch,
+    ids: Int[Tensor, "batch seq"],
+    n_calls: Int[Tensor, " batch"],
+    *,
+    stop: Sequence[str] = (),
+    trace: Trace | None = None,
+) -> Predictions:
+    """Answers of whole rows. An answer that ends at EOS ends with the token that completes a stop string, too."""
+    real, place = real_tokens(batch), places(batch)
+    eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    pad_id = tokenizer.pad_token_id or 0
+    answer, lengths = answers(
+        ids,
+        real & (place >= batch["prompt_lengths"][:, None]),
+        ends_at=torch.where(batch["ends_at_eos"], eos_id, -1),
+        pad_id=pad_id,
+    )
+    if stop:
+        ends = [
+            _stopped(tokenizer, row[:n], stop) if may_stop else n
+            for row, n, may_stop in zip(answer.tolist(), lengths.tolist(), batch["ends_at_eos"].tolist(), strict=True)
+        ]
+        lengths = torch.tensor(ends, device=lengths.device)
+        kept = torch.arange(answer.shape[1], device=lengths.device) < lengths[:, None]
+        answer = answer.masked_fill(~kept, pad_id)[:, : int(lengths.max())]
+    predictions: Predictions = {"ids": answer, "lengths": lengths, "n_calls": n_calls}
+    if trace is not None:
+        predictions["trace"] = trace.events()
+    return predictions
+
+
+def _stopped(tokenizer: Tokenizer, ids: list[int], stop: Sequence[str]) -> int:
+    """Length of the shortest beginning whose text holds a stop string; of all, if none does."""
+
+    def holds(n: int) -> bool:
+        text = tokenizer.decode(ids[:n], skip_special_tokens=True)
+        return any(string in text for string in stop)
+
+    return min(len(ids), bisect_left(range(len(ids) + 1), True, key=holds))
+
+
+def answer_rows(
+    tokenizer: Tokenizer, batch: MaskedPredictionBatch, preds: Predictions, *, stop: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """One JSON-ready row each; ``prompt`` is the prompt's text, or the template with its mask tokens.
+
+    ``prediction`` is the text before the first stop string; ``ids`` end after it.
+    """
+    given = real_tokens(batch) & ((places(batch) < batch["prompt_lengths"][:, None]) | ~batch["ends_at_eos"][:, None])
+    rows = []
+    for i, (ids, n) in enumerate(zip(preds["ids"].tolist(), preds["lengths"].tolist(), strict=True)):
+        text: str = tokenizer.decode(ids[:n], skip_special_tokens=True)
+        if batch["ends_at_eos"][i]:
+            text = text[: min((text.index(string) for string in stop if string in text), default=len(text))]
+        rows.append(
+            {
+                "index": int(batch["index"][i]),
+                "prompt": tokenizer.decode(batch["input_ids"][i][given[i]].tolist()),
+                "prediction": text,
+                "ids": ids[:n],
+                "n_calls": int(preds["n_calls"][i]),
+            }
+        )
+    if "trace" in preds:
+        for row, events in zip(rows, by_row(preds["trace"], len(rows)), strict=True):
+            row["trace"] = events
+    return rows
+
+
+def answers(
+    ids: Int[Tensor, "batch seq"],
+    answer: Bool[Tensor, "batch seq"],
+    *,
+    ends_at: Int[Tensor, " batch"],
+    pad_id: int,
+) -> tuple[Int[Tensor, "batch longest"], Int[Tensor, " batch"]]:
+    """The tokens at ``answer``, moved to the left and cut before the first ``ends_at``, and how many they are.
+
+    Args:
+        ids: Whole rows.
+        answer: Which tokens belong to the answer.
+        ends_at: Token at which each row's answer ends; -1 for none.
+        pad_id: What stands after the answer.
+    """
+    front = (~answer).to(torch.int8).argsort(dim=1, stable=True)
+    ids, answer = ids.gather(1, front), answer.gather(1, front)
+    kept = answer & ((ids == ends_at[:, None]).cumsum(1) == 0)
+    lengths = kept.sum(1)
+    return ids.masked_fill(~kept, pad_id)[:, : int(lengths.max())], lengths
