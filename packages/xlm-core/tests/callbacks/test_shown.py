@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toy_run import Hook, make_run, toy_rows, train
 from xlm.callbacks import Progress, SampleLogger, Throughput
+from xlm.checkpoint import newest_valid, read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -75,7 +76,25 @@ def test_the_rate_counts_real_tokens_over_seconds_without_validation(tmp_path):
     assert harness.metrics["train/seconds_per_step"] < 0.2
 
 
-def test_the_rate_of_a_resumed_run_is_of_its_own_steps(tmp_path):
+def saved_sums(folder):
+    return read_checkpoint(newest_valid(folder / "checkpoints"))["callbacks"]["Throughput"]
+
+
+def test_a_resumed_run_goes_on_counting_steps_tokens_and_seconds(tmp_path):
+    first, second, third = Throughput(), Throughput(), Throughput()
+    _, before, _ = train(tmp_path, steps=4, validate=2, callbacks=[first])
+    first_part = saved_sums(tmp_path)
+    _, after, _ = train(tmp_path, steps=6, validate=2, callbacks=[second])
+    seen = [*before.loss.seen, *after.loss.seen]
+    assert second.summary()["steps"] == 6
+    assert second.tokens == sum(len(toy_rows(20)[index]) for batch in seen for index in batch)
+    assert second.seconds > first_part["seconds"] > 0
+    train(tmp_path, steps=6, validate=2, callbacks=[third])
+    assert (third.steps, third.tokens) == (second.steps, second.tokens)
+    assert third.seconds == saved_sums(tmp_path)["seconds"] > first_part["seconds"]
+
+
+def test_a_run_that_is_resumed_from_a_checkpoint_without_sums_counts_from_there(tmp_path):
     train(tmp_path, steps=4, validate=0)
     clock = Throughput()
     _, harness, _ = train(tmp_path, steps=6, validate=0, callbacks=[clock])

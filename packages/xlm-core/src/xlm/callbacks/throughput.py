@@ -12,37 +12,42 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from xlm.harness import harness_of
 
+SUMS = ("seconds", "tokens", "steps")
+
 
 class Throughput(Callback):
     """Logs ``train/tokens_per_s`` (real tokens of all ranks: the loss's denominators) and ``train/seconds_per_step``.
 
-    Validation does not count.
+    Validation does not count. A resumed run goes on counting: its checkpoint holds the sums.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Seconds of training in this process."""
+        """Seconds of training."""
         self.tokens = 0.0
-        """Tokens trained on in this process."""
+        """Tokens trained on."""
         self.steps = 0
-        """Optimizer steps of this process."""
-        self._since = 0.0
+        """Optimizer steps."""
+        self._since: float | None = None
         self._logged = (0.0, 0.0, 0)
         self._first = (0.0, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._since = time.perf_counter()
-        self._first = (float(harness_of(trainer).tokens), trainer.global_step)
+        self._first = (float(harness_of(trainer).tokens) - self.tokens, trainer.global_step - self.steps)
+        self._logged = (self.seconds, self.tokens, self.steps)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self.seconds += time.perf_counter() - self._since
+            self._read_clock(trainer)
+            self._since = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock again."""
-        self._since = time.perf_counter()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,15 +65,30 @@ class Throughput(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the last numbers."""
         self._read_clock(trainer)
+        self._since = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the sums."""
+        self._read_clock(trainer)
+        checkpoint["callbacks"][self.state_key] = {name: getattr(self, name) for name in SUMS}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        for name in SUMS:
+            setattr(self, name, state_dict[name])
 
     def _read_clock(self, trainer: pl.Trainer) -> None:
+        if self._since is None:
+            return
         self.tokens = float(harness_of(trainer).tokens) - self._first[0]  # waits for the device
         self.steps = trainer.global_step - self._first[1]
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
 
     def summary(self) -> dict[str, float]:
-        """Of this process: seconds of training, steps, tokens, tokens a second, and the GPU's peak memory in bytes."""
+        """Seconds of training, steps, tokens, tokens a second, and the GPU's peak memory in this process in bytes."""
         rate = {"tokens_per_s": self.tokens / self.seconds} if self.seconds else {}
         peak = {"peak_memory": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}
         return {"seconds": self.seconds, "steps": self.steps, "tokens": self.tokens, **rate, **peak}

@@ -101,6 +101,18 @@ def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]], about:
     return path
 
 
+def load_results(folder: Path) -> dict[str, Any]:
+    """What ``results.json`` of a run or an evaluation holds."""
+    path = folder / RESULTS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read: {error}", where=str(path), fix="restore the file") from error
+    if not isinstance(content, dict):
+        raise UserError("holds no results", where=str(path), fix="restore the file")
+    return content
+
+
 def _plain(value: Any) -> Any:
     """JSON has no infinite numbers: they become their names."""
     if isinstance(value, Mapping):

@@ -40,6 +40,10 @@ KEYS = {
 }
 
 
+MEASURED = ("seconds", "steps", "tokens", "tokens_per_s", "peak_memory", "wall_seconds")
+"""What ``results.json`` says of the training, and not of the evaluation after it."""
+
+
 def run(words: Sequence[str]) -> int:
     """Compose, check, train."""
     train(prepare(words), words)
@@ -83,13 +87,15 @@ def train(config: DictConfig, words: Sequence[str]) -> dict[str, Any]:
         _begin(run_dir, config, words, parts, trainer, known=known)
     started = time.time()
     with rundir.shared(run_dir):
-        _fit(trainer, harness, parts, run_dir)
+        trained = _fit(trainer, harness, parts, run_dir)
         _use_weights(config, harness, run_dir)
         if not any(name.startswith("val.") for name in harness.results) and parts.datamodule.managers("val"):
             trainer.validate(harness, datamodule=parts.datamodule, verbose=False)  # there was nothing left to train
         if parts.datamodule.managers("test"):
             trainer.test(harness, datamodule=parts.datamodule, verbose=False)
     about = {**_measured(trainer), "wall_seconds": time.time() - started, **rundir.environment(config)}
+    if not trained:
+        about |= _of_the_training(run_dir)
     return _finish(run_dir, harness, about) if trainer.is_global_zero else {}
 
 
@@ -130,13 +136,15 @@ def _begin(run_dir: Path, config: DictConfig, words: Sequence[str], parts: Parts
         unfinished.replace(run_dir / "tokenizer")  # another rank sees all of it, or nothing
 
 
-def _fit(trainer: Trainer, harness: Harness, parts: Parts, run_dir: Path) -> None:
+def _fit(trainer: Trainer, harness: Harness, parts: Parts, run_dir: Path) -> bool:
+    """Train; False where a finished run left nothing to do."""
     from xlm.checkpoint import newest_valid
 
     newest = newest_valid(run_dir / "checkpoints")
     if newest:
         logging.getLogger(__name__).info("going on from %s", newest)
     trainer.fit(harness, datamodule=parts.datamodule, ckpt_path=newest, weights_only=True)
+    return newest is None or int(newest.stem) < trainer.global_step
 
 
 def _use_weights(config: DictConfig, harness: Harness, run_dir: Path) -> None:
@@ -147,6 +155,14 @@ def _use_weights(config: DictConfig, harness: Harness, run_dir: Path) -> None:
         weights = load_weights(run_dir, config.weights)
         load_into(harness.model, weights)
         harness.weights = weights.kind
+
+
+def _of_the_training(run_dir: Path) -> dict[str, Any]:
+    """What a finished run measured when it was trained."""
+    if not (run_dir / rundir.RESULTS).is_file():
+        return {}
+    found = rundir.load_results(run_dir)
+    return {name: found[name] for name in MEASURED if name in found}
 
 
 def _measured(trainer: Any) -> dict[str, Any]:
