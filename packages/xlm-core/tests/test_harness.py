@@ -224,6 +224,19 @@ def test_a_tests_likelihood_comes_from_the_predictor_alone(tmp_path):
     assert (result["kind"], result["estimator"], result["n_calls"]) == ("exact", "toy", 6.0)
 
 
+def test_a_loss_that_estimates_no_likelihood_is_validated_by_one_draw_of_the_predictor(tmp_path):
+    trainer, harness, data = make_run(tmp_path, ema=None, dropout=0.0)
+    harness.likelihood_draws = 3
+    loss = harness.loss.loss_fn
+    harness.loss.loss_fn = lambda batch: {name: loss(batch)[name] for name in ("loss", "loss_denominator", "half")}
+    trainer.fit(harness, datamodule=data)
+    nll, n_tokens = texts_nll(harness)
+    result = harness.results["val.texts"]
+    expected = float(nll.sum() / n_tokens.sum())
+    assert_close([result["loss"], result["nats_per_token"]], [expected] * 2, rtol=1e-12, atol=0)
+    assert (result["kind"], result["estimator"], result["n_calls"]) == ("exact", "toy", 2.0)
+
+
 @pytest.mark.parametrize("split", ["test", "predict", "val"])
 def test_every_split_evaluates_both_kinds_and_writes_predictions_in_order(tmp_path, split):
     trainer, harness, data = make_run(tmp_path)

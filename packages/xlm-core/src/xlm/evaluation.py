@@ -29,7 +29,8 @@ class LossEvaluation:
         manager: Knows the bytes of each example and the event space.
         loss: The training objective.
         predictor: The owner of the likelihood.
-        draws: Monte-Carlo draws of the predictor's likelihood; None takes the one draw that the loss gives anyway.
+        draws: Monte-Carlo draws of the predictor's likelihood; None takes the one draw that the loss gives anyway, and
+            one of the predictor's where the loss gives none.
     """
 
     def __init__(self, name: str, manager: Any, *, loss: Any, predictor: Any, draws: int | None) -> None:
@@ -46,13 +47,13 @@ class LossEvaluation:
         for name, value in {"loss": losses["loss"], **extras(losses)}.items():
             pair = torch.stack([value.detach().to(denominator) * denominator, denominator])
             self.means.setdefault(name, []).append(pair)
-        if self.draws is not None:
-            likelihood = self.predictor.log_likelihood(batch, draws=self.draws)
-            self._add_rows(batch["index"], likelihood, n_calls=likelihood["n_calls"])
-            self.labels = {"kind": likelihood["kind"], "estimator": likelihood["estimator"]}
-        elif "nll" in losses and "n_tokens" in losses:
+        if self.draws is None and losses.keys() >= {"nll", "n_tokens"}:
             self._add_rows(batch["index"], losses, n_calls=1)
             self.labels = {"kind": "estimate", "estimator": "one draw of the training loss"}
+        else:
+            likelihood = self.predictor.log_likelihood(batch, draws=self.draws or 1)
+            self._add_rows(batch["index"], likelihood, n_calls=likelihood["n_calls"])
+            self.labels = {"kind": likelihood["kind"], "estimator": likelihood["estimator"]}
 
     def _add_rows(self, index: Tensor, values: Mapping[str, Any], *, n_calls: int) -> None:
         columns = {"index": index} | {
