@@ -79,6 +79,45 @@ def test_a_prediction_batch_carries_the_keys_and_says_where_answers_end():
     assert batch["ends_at_eos"].tolist() == [True, True]
 
 
+def test_packed_windows_keep_their_segments_and_texts_on_a_canvas_have_none():
+    rows = [{**row, "segments": [0, 1, 1]} for row in keyed([{"input_ids": [4, 5, 6]}])]
+    segments = layout.texts(rows, pad_id=PAD, eos_id=None, max_length=3).segments
+    assert segments is not None
+    assert segments.tolist() == [[0, 1, 1]]
+    canvas = layout.texts(rows, pad_id=PAD, eos_id=EOS, max_length=5)
+    assert canvas.segments is None
+    assert canvas.ids.tolist() == [[4, 5, 6, EOS, EOS]]
+
+
+def test_a_pair_is_its_prompt_and_the_canvas_of_its_target():
+    rows = keyed([{"prompt_ids": [4], "target_ids": [5]}, {"prompt_ids": [6, 7], "target_ids": []}])
+    pairs = layout.pairs(rows, pad_id=PAD, eos_id=EOS, max_prompt_length=2, max_target_length=2)
+    assert pairs.ids.tolist() == [[PAD, 4, 5, EOS], [6, 7, EOS, EOS]]
+    assert pairs.n_tokens.tolist() == [2, 1]
+
+
+def test_templates_and_canvases_to_fill_hold_masks_and_only_canvases_end_at_eos():
+    rows = keyed([{"input_ids": [4, 5, 6], "fixed": [1, 0, 1]}])
+    template = layout.templates_to_fill(rows, pad_id=PAD, mask_id=MASK, max_length=3)
+    assert template["input_ids"].tolist() == [[4, MASK, 6]]
+    assert not template["ends_at_eos"].any()
+    canvas = layout.canvases_to_fill(rows, mask_id=MASK, size=2)
+    assert canvas["input_ids"].tolist() == [[MASK, MASK]]
+    assert canvas["ends_at_eos"].all()
+
+
+@pytest.mark.parametrize(
+    ("longest_prompt", "canvas", "expected", "fits"),
+    [(None, None, [4, MASK, MASK, MASK], 3), (None, 2, [4, MASK, MASK], 2), (1, 2, [4, MASK, MASK], 1)],
+)
+def test_a_prompt_to_complete_may_take_what_its_canvas_leaves(longest_prompt, canvas, expected, fits):
+    sizes = {"max_length": 4, "max_prompt_length": longest_prompt, "max_target_length": canvas}
+    batch = layout.prompts_to_complete(keyed([{"prompt_ids": [4]}]), pad_id=PAD, mask_id=MASK, **sizes)
+    assert batch["input_ids"].tolist() == [expected]
+    with pytest.raises(UserError, match=f"a row has {fits + 1} tokens, {fits} fit"):
+        layout.prompts_to_complete(keyed([{"prompt_ids": [4] * (fits + 1)}]), pad_id=PAD, mask_id=MASK, **sizes)
+
+
 def test_lengths_within_are_the_lengths_of_the_rows():
     assert layout.lengths_within([[1, 2], []], 2, "a.key").tolist() == [2, 0]
     assert layout.lengths_within([], 2, "a.key").tolist() == []

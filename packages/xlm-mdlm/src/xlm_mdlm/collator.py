@@ -10,16 +10,15 @@ import numpy as np
 import torch
 from xlm.data.layout import (
     Layout,
-    canvases,
-    completions,
-    empty_canvases,
-    prediction_batch,
-    prompted,
+    canvases_to_fill,
+    pairs,
+    prompts_to_complete,
     special_id,
     templates,
-    windows,
+    templates_to_fill,
+    texts,
 )
-from xlm.data.padding import keys, pad, positions
+from xlm.data.padding import keys, positions
 from xlm.errors import UserError
 from xlm.noise import low_discrepancy_times, uniforms
 from xlm.protocols import EventSpace, Example, NoiseSchedule, Tokenizer
@@ -73,13 +72,7 @@ class MDLMCollator:
 
     def __call__(self, examples: list[Example]) -> MDLMBatch:
         """Hide tokens of ``input_ids``; ``segments``, where the examples have them, keep packed documents apart."""
-        rows = [example["input_ids"] for example in examples]
-        if self.eos_id is None:
-            layout = windows(rows, self.pad_id, self.max_length)
-        else:
-            layout = canvases(rows, self.eos_id, self.max_length, "datamodule.max_length")
-        if "segments" in examples[0]:
-            layout.segments = pad([example["segments"] for example in examples], -1, length=layout.ids.shape[1])
+        layout = texts(examples, pad_id=self.pad_id, eos_id=self.eos_id, max_length=self.max_length)
         return self.noise(examples, layout)
 
 
@@ -107,15 +100,13 @@ class MDLMSeq2SeqCollator:
         seed: int,
         t_min: float = 1e-3,
     ) -> None:
-        self.max_prompt_length, self.max_target_length = max_prompt_length, max_target_length
         self.noise = Noise(tokenizer, noise_schedule, seed=seed, t_min=t_min, role="seq2seq")
-        self.pad_id, self.eos_id = special_id(tokenizer, "pad"), special_id(tokenizer, "eos")
+        self.ids = {"pad_id": special_id(tokenizer, "pad"), "eos_id": special_id(tokenizer, "eos")}
+        self.sizes = {"max_prompt_length": max_prompt_length, "max_target_length": max_target_length}
 
     def __call__(self, examples: list[Example]) -> MDLMBatch:
         """Hide tokens of the canvas that holds ``target_ids``; ``prompt_ids`` stay."""
-        targets = [example["target_ids"] for example in examples]
-        canvas = canvases(targets, self.eos_id, self.max_target_length, "datamodule.max_target_length")
-        return self.noise(examples, prompted(examples, canvas, self.pad_id, self.max_prompt_length))
+        return self.noise(examples, pairs(examples, **self.ids, **self.sizes))
 
 
 class MDLMSeq2SeqPredictionCollator:
@@ -139,21 +130,19 @@ class MDLMSeq2SeqPredictionCollator:
         max_prompt_length: int | None = None,
         max_target_length: int | None = None,
     ) -> None:
-        self.max_length, self.max_target_length = max_length, max_target_length
-        self.max_prompt_length = (
-            max_length - (max_target_length or 1) if max_prompt_length is None else max_prompt_length
-        )
-        self.pad_id, self.mask_id = special_id(tokenizer, "pad"), special_id(tokenizer, "mask")
+        self.ids = {"pad_id": special_id(tokenizer, "pad"), "mask_id": special_id(tokenizer, "mask")}
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.max_target_length = max_target_length
 
     def __call__(self, examples: list[Example]) -> MaskedPredictionBatch:
         """Put an empty canvas after every ``prompt_ids``."""
-        if self.max_target_length is None:
-            layout = completions(examples, self.mask_id, self.max_prompt_length, self.max_length)
-        else:
-            canvas = empty_canvases(len(examples), self.mask_id, self.max_target_length)
-            layout = prompted(examples, canvas, self.pad_id, self.max_prompt_length)
-        prompt_lengths = [len(example["prompt_ids"]) for example in examples]
-        return prediction_batch(examples, layout, prompt_lengths=prompt_lengths, ends_at_eos=True)
+        return prompts_to_complete(
+            examples,
+            **self.ids,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            max_target_length=self.max_target_length,
+        )
 
 
 class MDLMInfillCollator:
@@ -196,13 +185,11 @@ class MDLMInfillPredictionCollator:
 
     def __init__(self, *, tokenizer: Tokenizer, max_length: int) -> None:
         self.max_length = max_length
-        self.pad_id, self.mask_id = special_id(tokenizer, "pad"), special_id(tokenizer, "mask")
+        self.ids = {"pad_id": special_id(tokenizer, "pad"), "mask_id": special_id(tokenizer, "mask")}
 
     def __call__(self, examples: list[Example]) -> MaskedPredictionBatch:
         """Empty the gaps; what stands there is not looked at."""
-        layout = templates(examples, self.pad_id, self.max_length)
-        layout.ids = layout.ids.masked_fill(layout.predicted, self.mask_id)
-        return prediction_batch(examples, layout, prompt_lengths=[0] * len(examples), ends_at_eos=False)
+        return templates_to_fill(examples, **self.ids, max_length=self.max_length)
 
 
 class MDLMUnconditionalCollator:
@@ -216,8 +203,7 @@ class MDLMUnconditionalCollator:
 
     def __call__(self, examples: list[Example]) -> MaskedPredictionBatch:
         """Build the canvases; only the examples' keys are read."""
-        layout = empty_canvases(len(examples), self.mask_id, self.max_length)
-        return prediction_batch(examples, layout, prompt_lengths=[0] * len(examples), ends_at_eos=True)
+        return canvases_to_fill(examples, mask_id=self.mask_id, size=self.max_length)
 
 
 class Noise:

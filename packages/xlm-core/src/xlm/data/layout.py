@@ -44,6 +44,26 @@ def windows(rows: Sequence[Any], pad_id: int, max_length: int) -> Layout:
     return Layout(ids, predicted, torch.from_numpy(lengths), attention_mask)
 
 
+def texts(examples: list[Example], *, pad_id: int, eos_id: int | None, max_length: int) -> Layout:
+    """Texts without a prompt: windows, with ``segments`` where packed, or canvases that end at ``eos_id``."""
+    rows = [example["input_ids"] for example in examples]
+    if eos_id is not None:
+        return canvases(rows, eos_id, max_length, "datamodule.max_length")
+    layout = windows(rows, pad_id, max_length)
+    if "segments" in examples[0]:
+        layout.segments = pad([example["segments"] for example in examples], -1, length=layout.ids.shape[1])
+    return layout
+
+
+def pairs(
+    examples: list[Example], *, pad_id: int, eos_id: int, max_prompt_length: int, max_target_length: int
+) -> Layout:
+    """Clean prompts, each in front of the canvas with its target."""
+    targets = [example["target_ids"] for example in examples]
+    canvas = canvases(targets, eos_id, max_target_length, "datamodule.max_target_length")
+    return prompted(examples, canvas, pad_id, max_prompt_length)
+
+
 def canvases(rows: Sequence[Any], eos_id: int, size: int, key: str) -> Layout:
     """Each text, then EOS up to ``size`` positions; all are predicted, text and one EOS are counted."""
     lengths = lengths_within(rows, size - 1, key)
@@ -85,6 +105,48 @@ def completions(examples: list[Example], mask_id: int, max_prompt_length: int, m
     lengths = lengths_within(prompts, max_prompt_length, "datamodule.max_length")
     predicted = ~padding_mask(lengths, max_length)
     return Layout(pad(prompts, mask_id, length=max_length), predicted, predicted.sum(1))
+
+
+def prompts_to_complete(
+    examples: list[Example],
+    *,
+    pad_id: int,
+    mask_id: int,
+    max_length: int,
+    max_prompt_length: int | None,
+    max_target_length: int | None,
+) -> MaskedPredictionBatch:
+    """Every ``prompt_ids`` and an empty canvas; targets are not looked at.
+
+    Args:
+        examples: With ``prompt_ids``.
+        pad_id: Stands before shorter prompts.
+        mask_id: Stands where something is to be generated.
+        max_length: Longest prompt and canvas together.
+        max_prompt_length: Longest prompt; None is what the canvas leaves of ``max_length``.
+        max_target_length: Size of the canvas, with prompts left-padded in front of it; None is all that a prompt leaves
+            of ``max_length``.
+    """
+    longest = max_length - (max_target_length or 1) if max_prompt_length is None else max_prompt_length
+    if max_target_length is None:
+        layout = completions(examples, mask_id, longest, max_length)
+    else:
+        layout = prompted(examples, empty_canvases(len(examples), mask_id, max_target_length), pad_id, longest)
+    prompt_lengths = [len(example["prompt_ids"]) for example in examples]
+    return prediction_batch(examples, layout, prompt_lengths=prompt_lengths, ends_at_eos=True)
+
+
+def templates_to_fill(examples: list[Example], *, pad_id: int, mask_id: int, max_length: int) -> MaskedPredictionBatch:
+    """Rows with the mask token wherever a token is not ``fixed``; what stands there is not looked at."""
+    layout = templates(examples, pad_id, max_length)
+    layout.ids = layout.ids.masked_fill(layout.predicted, mask_id)
+    return prediction_batch(examples, layout, prompt_lengths=[0] * len(examples), ends_at_eos=False)
+
+
+def canvases_to_fill(examples: list[Example], *, mask_id: int, size: int) -> MaskedPredictionBatch:
+    """An empty canvas for every example; only the keys are read."""
+    layout = empty_canvases(len(examples), mask_id, size)
+    return prediction_batch(examples, layout, prompt_lengths=[0] * len(examples), ends_at_eos=True)
 
 
 def prediction_batch(
