@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from xlm.config import compose
+from xlm.instantiate import construct, locate
+from xlm.testing.factories import infill_examples, lm_examples, seq2seq_examples, tiny_tokenizer, unconditional_examples
+
+CONTEXT: dict[str, Any] = {
+    "tokenizer": tiny_tokenizer(),
+    "vocab_size": 12,
+    "max_length": 13,
+    "max_prompt_length": 8,
+    "max_target_length": 5,
+    "event_space": "open",
+    "seed": 0,
+}
+ROLES = {"lm", "seq2seq", "seq2seq_prediction", "infill", "infill_prediction", "unconditional"}
+PREDICTORS = ["ilm", "ilm_parallel"]
+
+
+def composed(*overrides: str) -> Any:
+    return compose(["model_type=ilm", "model=ilm_tiny", *overrides])
+
+
+def nodes() -> dict[str, Any]:
+    config = composed()
+    return {name: config[name] for name in ("model", "loss", "predictor")} | dict(config.collators)
+
+
+def test_the_family_has_a_collator_for_every_role_and_no_noise_schedule():
+    config = compose(["model_type=ilm"])
+    assert config.family == "ilm"
+    assert set(config.collators) == ROLES
+    assert config.noise_schedule is None
+
+
+@pytest.mark.parametrize("name", sorted(nodes()))
+def test_the_keys_are_the_constructors_arguments_with_its_own_values(name):
+    node = OmegaConf.to_container(nodes()[name])
+    arguments = inspect.signature(locate(node.pop("_target_"), name)).parameters
+    assert set(node) == set(arguments)
+    sizes = {"d_model", "n_layers", "n_heads", "dropout"} if name == "model" else set()
+    for key in set(node) - sizes:
+        default = arguments[key].default
+        assert node[key] is None or node[key] == (list(default) if key == "stop" else default), key
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"), [("tiny", 12 * 4 * 256**2), ("small", 12 * 12 * 768**2), ("medium", 12 * 24 * 1024**2)]
+)
+def test_a_size_has_its_weights_and_heads_of_64(size, parameters):
+    with torch.device("meta"):
+        model = construct(compose(["model_type=ilm", f"model=ilm_{size}"]).model, **CONTEXT)
+    assert sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2) == parameters
+    assert model.head_dim == 64
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_the_parts_fit_one_another(predictor):
+    config = composed(f"predictor={predictor}", "model.d_model=32", "model.n_heads=2", "model.n_layers=1")
+    context = {**CONTEXT, "model": construct(config.model, **CONTEXT).eval()}
+    loss, sampler = (construct(config[name], **context) for name in ("loss", "predictor"))
+    collators = construct(config.collators, **context)
+    examples = {"lm": lm_examples([3, 12]), "seq2seq": seq2seq_examples([3, 5], [2, 4]), "infill": infill_examples([9])}
+    for role, rows in examples.items():
+        batch = collators[role](rows)
+        assert loss.loss_fn(batch)["loss"].isfinite()
+        assert sampler.log_likelihood(batch)["nll"].isfinite().all()
+    for role, rows in {**examples, "unconditional": unconditional_examples(2)}.items():
+        if role != "lm":
+            batch = collators[role if role == "unconditional" else f"{role}_prediction"](rows)
+            assert len(sampler.to_dict(batch, sampler.predict(batch))) == len(rows)
