@@ -1,0 +1,90 @@
+"""Masked language model (BERT, Devlin et al., 2019). Differs: pre-norm, rotary positions, no segments A and B.
+
+Packed documents can be kept apart, and the head is one matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from xlm.errors import UserError
+from xlm.nn.attention import attention_mask as visible_to
+from xlm.nn.blocks import Block, LayerNorm, depth_scaled_init
+from xlm.nn.rotary import rotary_table
+
+
+class MLMTransformer(nn.Module):
+    """Predicts the original token at every chosen position from the tokens on both sides.
+
+    Args:
+        vocab_size: Token ids, control tokens included.
+        max_length: Most positions of a row.
+        d_model: Features.
+        n_layers: Blocks.
+        n_heads: Attention heads; 64 features each are usual.
+        d_ff: Features inside the MLP; null means 4 x ``d_model``.
+        dropout: Of attention's and MLP's output.
+        tie_embeddings: Use the embedding as output head.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_length: int,
+        d_model: int = 768,
+        n_layers: int = 12,
+        n_heads: int = 12,
+        d_ff: int | None = None,
+        dropout: float = 0.0,
+        tie_embeddings: bool = False,
+    ) -> None:
+        super().__init__()
+        self.max_length, self.head_dim = max_length, d_model // n_heads
+        self.embed = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(Block(d_model, n_heads, d_ff, dropout) for _ in range(n_layers))
+        self.norm = LayerNorm(d_model)
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        if tie_embeddings:
+            self.head.weight = self.embed.weight
+        depth_scaled_init(self, n_layers)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        *,
+        positions: Int[Tensor, "batch seq"] | None = None,
+        segments: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Logits of every position; loss and samplers remove the tokens that are never generated."""
+        states = self.hidden(input_ids, attention_mask, positions=positions, segments=segments)
+        logits: Tensor = self.head(states)
+        return logits
+
+    def hidden(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        *,
+        positions: Int[Tensor, "batch seq"] | None = None,
+        segments: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """States of every position."""
+        if input_ids.shape[1] > self.max_length:
+            raise UserError(
+                "a row is longer than the network was made for",
+                where="datamodule.max_length",
+                value=f"{input_ids.shape[1]} positions, {self.max_length} fit",
+                fix="shorten the rows or train with a greater max_length",
+            )
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        rotary = rotary_table(positions, self.head_dim)
+        mask = visible_to(attention_mask, causal=False, segments=segments)
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x, rotary, mask)
+        states: Tensor = self.norm(x)
+        return states
