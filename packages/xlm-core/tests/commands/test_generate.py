@@ -97,7 +97,35 @@ def test_a_template_is_texts_and_gaps(tmp_path):
         assert read_template(str(tmp_path / name)).parts == ("a", 1)
 
 
-@pytest.mark.parametrize("template", [["a"], ["a", 3], ["a", {"gap": 0}], ["a", {"gap": True}], ["a", {"gap": None}]])
+class FillsGaps:
+    """A collator that keeps what it was given and makes rows without a prompt of it."""
+
+    def __init__(self, unconditional):
+        self.unconditional, self.given = unconditional, []
+
+    def __call__(self, examples):
+        self.given += examples
+        return self.unconditional(examples)
+
+
+def test_a_gap_of_free_length_is_a_placeholder_for_families_that_can_and_refused_by_others(xlm, toy, trained):
+    run = package.load(trained)
+    collate = FillsGaps(run.parts.collators["unconditional"](**run._context()))
+    run.parts.collators["infill_prediction"] = lambda **_: collate
+    template = ["a", {"gap": None}, "bc", {"gap": None}]
+    with pytest.raises(UserError, match=r"family toy fills gaps of a given size only in prompt \(a…bc…\)"):
+        run.generate([["a", {"gap": 2}], template])
+    collate.free_gaps = True
+    assert run.generate([template])[0]["prompt"] == "a…bc…"
+    (row,) = collate.given
+    assert row["fixed"] == [True, False, True, True, False]
+    assert row["free"] == [False, True, False, False, True]
+    collate.given.clear()
+    run.generate([["a", {"gap": 2}]])
+    assert "free" not in collate.given[0]
+
+
+@pytest.mark.parametrize("template", [["a"], ["a", 3], ["a", {"gap": 0}], ["a", {"gap": True}], ["a", {"gap": "1"}]])
 def test_a_template_that_means_nothing_is_refused(template):
     with pytest.raises(UserError, match="in prompt"):
         as_prompt(template)

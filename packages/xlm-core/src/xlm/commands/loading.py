@@ -66,7 +66,8 @@ class LoadedRun:
         """Rows as ``Predictor.to_dict`` gives them, in order: all samples of the first prompt first.
 
         Args:
-            prompts: Texts, or templates such as ``["The ", {"gap": 5}, " sat."]``; None generates without a prompt.
+            prompts: Texts, or templates such as ``["The ", {"gap": 5}, " sat."]``; a gap of None is of free length, for
+                families that can. None generates without a prompt.
             num_samples: Texts a prompt.
             batch_size: Rows at a time; it changes no row.
             seed: Of the draws; None is the run's.
@@ -117,7 +118,11 @@ class LoadedRun:
             lengths = {"max_target_length": max_new_tokens, "max_prompt_length": None}
         if max_new_tokens is not None and role == "unconditional":
             lengths["max_length"] = max_new_tokens
-        return self.parts.collators[role](**{**self._context(), **lengths})
+        collator = self.parts.collators[role](**{**self._context(), **lengths})
+        if asked.has_free_gaps and not getattr(collator, "free_gaps", False):
+            what = f"family {self.config.family} fills gaps of a given size only"
+            raise UserError(what, where=asked.key, value=asked.text, fix='give every gap a size: {"gap": 5}')
+        return collator
 
     def _context(self) -> dict[str, Any]:
         """What parts are told when they are built."""

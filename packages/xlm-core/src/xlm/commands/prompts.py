@@ -12,7 +12,7 @@ from xlm.data.sources import read_text
 from xlm.errors import UserError
 
 Prompt = str | Sequence[Any] | None
-"""A text, a template's parts (texts and ``{"gap": tokens}``), or None."""
+"""A text, a template's parts (texts, ``{"gap": tokens}``, and ``{"gap": None}`` for any number of them), or None."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,16 @@ class Asked:
 
     role: str
     text: str
-    """What is shown as the prompt; a gap is shown as underscores."""
-    parts: tuple[str | int, ...]
-    """Texts, and sizes of gaps in tokens."""
+    """What is shown as the prompt; a gap is shown as underscores, one of free length as an ellipsis."""
+    parts: tuple[str | int | None, ...]
+    """Texts, and sizes of gaps in tokens; None: of free length."""
     key: str = "prompt"
     """Under which it was asked for, for error messages."""
+
+    @property
+    def has_free_gaps(self) -> bool:
+        """Whether the sampler chooses how long a gap's answer is."""
+        return None in self.parts
 
 
 def as_prompt(asked: Prompt, where: str = "prompt") -> Asked:
@@ -40,42 +45,63 @@ def as_prompt(asked: Prompt, where: str = "prompt") -> Asked:
     if isinstance(asked, str):
         return Asked("seq2seq_prediction", asked, (asked,))
     parts = tuple(_part(part, where) for part in asked)
-    if not any(isinstance(part, int) for part in parts):
+    if all(isinstance(part, str) for part in parts):
         raise UserError(
             "has no gap", where=where, value=asked, fix='put {"gap": 5} where five tokens are to be filled in'
         )
-    return Asked("infill_prediction", "".join("_" * p if isinstance(p, int) else p for p in parts), parts)
+    return Asked("infill_prediction", "".join(map(_shown, parts)), parts)
 
 
-def _part(part: Any, where: str) -> str | int:
+def _shown(part: str | int | None) -> str:
+    return "…" if part is None else "_" * part if isinstance(part, int) else part
+
+
+def _part(part: Any, where: str) -> str | int | None:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping) or set(part) != {"gap"}:
         raise UserError("neither a text nor a gap", where=where, value=part, fix='write "text" or {"gap": 5}')
     gap = part["gap"]
     if gap is None:
-        raise UserError(
-            "no installed sampler fills a gap of free length", where=where, value=part, fix='write {"gap": 5}'
-        )
+        return None
     if not isinstance(gap, int) or isinstance(gap, bool) or gap < 1:
-        raise UserError("no size of a gap", where=where, value=part, fix="give 1 token or more")
+        raise UserError(
+            "no size of a gap", where=where, value=part, fix="give 1 token or more, or null: of free length"
+        )
     return gap
 
 
 def example(asked: Asked, tokenizer: Any, *, index: int, noise_key: int) -> dict[str, Any]:
-    """A row as collators take it. Control tokens in the text are plain text."""
+    """A row as collators take it. Control tokens in the text are plain text.
+
+    A gap of free length is one placeholder, marked in a column ``free``.
+
+    Example:
+        >>> from xlm.testing.factories import tiny_tokenizer
+        >>> asked = as_prompt(["ab", {"gap": None}, "c"])
+        >>> row = example(asked, tiny_tokenizer(), index=0, noise_key=0)
+        >>> [[int(value) for value in row[name]] for name in ("input_ids", "fixed", "free")]
+        [[4, 5, 0, 6], [1, 1, 0, 1], [0, 0, 1, 0]]
+    """
     from xlm.data.tokenizers import encode
 
     row: dict[str, Any] = {"index": index, "position": index, "noise_key": noise_key}
     ids: list[int] = []
     fixed: list[bool] = []
+    free: list[bool] = []
     for part in asked.parts:
-        tokens = [tokenizer.pad_token_id] * part if isinstance(part, int) else encode(tokenizer, [part])[0].ids
+        if isinstance(part, str):
+            tokens = encode(tokenizer, [part])[0].ids
+        else:
+            tokens = [tokenizer.pad_token_id] * (1 if part is None else part)
         ids += tokens
         fixed += [isinstance(part, str)] * len(tokens)
+        free += [part is None] * len(tokens)
     if asked.role == "seq2seq_prediction":
         return {**row, "prompt_ids": ids}
-    return {**row, "input_ids": ids, "fixed": fixed} if asked.role == "infill_prediction" else row
+    if asked.role == "infill_prediction":
+        return {**row, "input_ids": ids, "fixed": fixed} | ({"free": free} if asked.has_free_gaps else {})
+    return row
 
 
 def read_prompts(path: str) -> list[Asked]:
