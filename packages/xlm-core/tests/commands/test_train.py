@@ -11,9 +11,11 @@ import sys
 
 import pytest
 import yaml
+from xlm.callbacks import QuietWandbLogger
 from xlm.checkpoint import load_weights
 from xlm.commands import rundir
 from xlm.config import compose
+from xlm.errors import UserError
 
 SHORT = ("experiment=toy_short", "callbacks.saver.every=1", "callbacks.saver.keep=9")
 
@@ -236,6 +238,23 @@ def test_loggers_stand_side_by_side_and_none_is_none(xlm, toy):
     assert list((toy / "g" / "tensorboard").rglob("events.*"))
     xlm("train", *SHORT, "run_dir=h", "logger=none", "trainer.max_steps=1")
     assert not (toy / "h" / "metrics.csv").exists()
+
+
+def test_weights_and_biases_says_where_its_files_are_and_nothing_else(toy):
+    pytest.importorskip("wandb")
+    words = [*SHORT, "run_dir=w", "logger=wandb", "trainer.max_steps=1"]
+    command = [sys.executable, "-m", "xlm.cli", "train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    (files,) = (toy / "w" / "wandb").glob("offline-run-*")
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "wandb" in line]
+    assert said == [f"Weights & Biases: wandb sync {files.relative_to(toy)}"]
+    assert "val/pairs/loss" in (toy / "w" / "metrics.csv").read_text()
+
+
+def test_weights_and_biases_that_is_not_installed_is_the_users_mistake(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"not installed in logger\.wandb; fix: pip install 'xlm-core\[wandb\]'"):
+        QuietWandbLogger(save_dir=tmp_path)
 
 
 def test_debug_overfit_learns_its_batch(xlm, toy, results):

@@ -8,5 +8,16 @@ from xlm.callbacks.replay import Replay
 from xlm.callbacks.samples import SampleLogger
 from xlm.callbacks.saver import Saver
 from xlm.callbacks.throughput import Throughput
+from xlm.callbacks.wandb_logger import QuietWandbLogger
 
-__all__ = ["EMA", "BestCheckpoint", "MetricsFile", "Progress", "Replay", "SampleLogger", "Saver", "Throughput"]
+__all__ = [
+    "EMA",
+    "BestCheckpoint",
+    "MetricsFile",
+    "Progress",
+    "QuietWandbLogger",
+    "Replay",
+    "SampleLogger",
+    "Saver",
+    "Throughput",
+]
