@@ -45,7 +45,7 @@ def read_answers(
     )
     if stop:
         ends = [
-            _stopped(tokenizer, row[:n], stop) if may_stop else n
+            stopped_length(tokenizer, row[:n], stop) if may_stop else n
             for row, n, may_stop in zip(answer.tolist(), lengths.tolist(), batch["ends_at_eos"].tolist(), strict=True)
         ]
         lengths = torch.tensor(ends, device=lengths.device)
@@ -57,7 +57,7 @@ def read_answers(
     return predictions
 
 
-def _stopped(tokenizer: Tokenizer, ids: list[int], stop: Sequence[str]) -> int:
+def stopped_length(tokenizer: Tokenizer, ids: list[int], stop: Sequence[str]) -> int:
     """Length of the shortest beginning whose text holds a stop string; of all, if none does."""
 
     def holds(n: int) -> bool:
@@ -65,6 +65,11 @@ def _stopped(tokenizer: Tokenizer, ids: list[int], stop: Sequence[str]) -> int:
         return any(string in text for string in stop)
 
     return min(len(ids), bisect_left(range(len(ids) + 1), True, key=holds))
+
+
+def text_before(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string in it."""
+    return text[: min((text.index(string) for string in stop if string in text), default=len(text))]
 
 
 def answer_rows(
@@ -79,7 +84,7 @@ def answer_rows(
     for i, (ids, n) in enumerate(zip(preds["ids"].tolist(), preds["lengths"].tolist(), strict=True)):
         text: str = tokenizer.decode(ids[:n], skip_special_tokens=True)
         if batch["ends_at_eos"][i]:
-            text = text[: min((text.index(string) for string in stop if string in text), default=len(text))]
+            text = text_before(text, stop)
         rows.append(
             {
                 "index": int(batch["index"][i]),
