@@ -67,8 +67,9 @@ def gap_spans(
         [[[0, 0, 0, 1, 1]], [[2, 2, 2, 0, 0]]]
     """
     of_gap = torch.maximum(span, F.pad(span[:, 1:], (0, 1), value=-1))
-    missing = torch.zeros_like(span).scatter_add_(1, span.clamp(min=0), dropped.long())
-    return of_gap, missing.gather(1, of_gap.clamp(min=0)).masked_fill_(of_gap < 0, 0)
+    missing = span.new_zeros(len(span), span.shape[1] + 1)  # slot 0 is that of span -1
+    missing.scatter_add_(1, span + 1, dropped.long())
+    return of_gap, missing.gather(1, of_gap + 1)
 
 
 def drop(
