@@ -30,6 +30,8 @@ def python(code, **env):
         "from xlm.cli import main; main(['train', '--help'])",
         "from xlm.cli import main; main(['generate', '--help'])",
         "from xlm.cli import main; main(['info'])",
+        "from xlm.cli import main; main(['compare', '--help'])",
+        "from xlm.cli import main; main(['compare', 'runs=[nowhere]'])",
         "from xlm.cli import main; main(['trian'])",
     ],
 )

@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "text from prompts, templates or nothing",
     "prepare_data": "build the tokenizer and the data caches of a task",
     "check": "show what a configuration means: one decoded batch, one step",
+    "compare": "results of finished runs and evaluations, side by side",
     "info": "installed families and tasks, and which go together",
 }
 """Name and summary of every command."""

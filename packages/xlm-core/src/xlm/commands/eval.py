@@ -83,17 +83,18 @@ def _evaluate(loaded: LoadedRun, folder: Path, split: Literal["test", "val"], wo
     evaluate(harness, datamodule=loaded.parts.datamodule, verbose=False)
     if trainer.is_global_zero:
         results = {name: {**values, "step": loaded.weights.step} for name, values in harness.results.items()}
-        _finish(folder, loaded, results, words, time.time() - started)
+        measured = {"parameters": harness.n_parameters, "wall_seconds": time.time() - started}
+        _finish(folder, loaded, results, words, measured)
 
 
-def _finish(folder: Path, loaded: LoadedRun, results: dict[str, Any], words: Sequence[str], seconds: float) -> None:
+def _finish(folder: Path, loaded: LoadedRun, results: Any, words: Sequence[str], measured: dict[str, Any]) -> None:
     from xlm.commands.tables import show_paths, show_results
     from xlm.config.runs import write_config
 
     about = {
         "weights": loaded.weights.kind,
         "checkpoint": str(loaded.config.checkpoint),
-        "wall_seconds": seconds,
+        **measured,
         "peak_memory": rundir.peak_memory(),
         **rundir.environment(loaded.config),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from xlm.commands import rundir
 from xlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def run(words: Sequence[str]) -> int:
 
     config = run_config(words, Options)
     options = read(Options, config)
-    asked, output = _asked(options), _output(options)
+    asked, output = _asked(options), rundir.output_file(options.output)
     loaded = open_run(config)
     rows = loaded.generate(
         asked,
@@ -69,13 +70,6 @@ def _asked(options: Options) -> list[Asked]:
     if options.prompts is not None:
         return read_prompts(options.prompts)
     return [read_template(options.template) if options.template is not None else as_prompt(options.prompt)]
-
-
-def _output(options: Options) -> Path | None:
-    path = Path(options.output).expanduser() if options.output else None
-    if path and not path.parent.is_dir():
-        raise UserError("there is no such folder", where="output", value=path.parent, fix="make it, or write elsewhere")
-    return path
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

@@ -101,6 +101,14 @@ def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]], about:
     return path
 
 
+def output_file(given: str | None) -> Path | None:
+    """The file that ``output`` names; one whose folder is missing is refused before any work."""
+    path = Path(given).expanduser() if given else None
+    if path and not path.parent.is_dir():
+        raise UserError("there is no such folder", where="output", value=path.parent, fix="make it, or write elsewhere")
+    return path
+
+
 def load_results(folder: Path) -> dict[str, Any]:
     """What ``results.json`` of a run or an evaluation holds."""
     path = folder / RESULTS
@@ -134,6 +142,7 @@ def environment(config: DictConfig) -> dict[str, Any]:
         "git_commit": git_commit(),
         "replaced_options": search.replaced(),
         "seed": config.seed,
+        "family": config.family,
     }
 
 

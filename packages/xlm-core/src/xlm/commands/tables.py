@@ -45,11 +45,14 @@ def _known(values: Mapping[str, Any], key: str) -> Any:
 
 
 def show_table(
-    title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], console: Console | None = None
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[Any] | None], console: Console | None = None
 ) -> None:
-    """A plain table."""
+    """A plain table; None among the rows is a line."""
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
+        if row is None:
+            table.add_section()
+            continue
         table.add_row(*(Text(_cell(value)) for value in row))
     (console or _console()).print(table)
 
