@@ -109,6 +109,21 @@ def test_logits_never_exist_for_more_rows_than_a_chunk(problem, monkeypatch: pyt
     assert sum(seen) == 2 * ROWS  # once forward, once backward
 
 
+def test_bfloat16_matrix_products_see_sixteen_numbers_of_rows_an_octave(monkeypatch: pytest.MonkeyPatch):
+    seen = set()
+    mm = torch.mm
+
+    def watched(a: Tensor, b: Tensor, **kwargs: Tensor) -> Tensor:
+        seen.add(len(a))
+        return mm(a, b, **kwargs)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    for n in range(64, 128):
+        value = linear_logsumexp(torch.zeros(n, 2, dtype=torch.bfloat16), torch.zeros(VOCAB, 2, dtype=torch.bfloat16))
+        assert value.shape == (n,)
+    assert seen == set(range(64, 129, 4))
+
+
 @pytest.mark.slow
 def test_a_compiled_sum_equals_the_eager_one():
     torch.manual_seed(0)

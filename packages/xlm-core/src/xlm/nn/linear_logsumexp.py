@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from xlm.nn.linear_cross_entropy import CHUNK_BYTES, _add_product_, _cached_rows, _slices
+from xlm.nn.linear_cross_entropy import CHUNK_BYTES, _add_product_, _cached_rows, _missing_rows, _slices
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -40,8 +41,11 @@ def linear_logsumexp(
     if chunk is None:
         budget = CHUNK_BYTES["cpu" if states.device.type == "cpu" else "accelerator"]
         chunk = max(1, budget // (dtype.itemsize * len(weight)))
+    n = len(states)
+    if states.device.type == "cpu" and dtype.itemsize < 4:  # see SIZES_AN_OCTAVE
+        states = F.pad(states, (0, 0, 0, _missing_rows(n)))
     value: Tensor = _LinearLogSumExp.apply(chunk, dtype, states, weight, suppressed)
-    return value
+    return value[:n]
 
 
 def chosen_logits(
