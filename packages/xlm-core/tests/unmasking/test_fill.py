@@ -109,21 +109,30 @@ def test_a_random_order_of_single_tokens_has_the_mean_law_over_orders():
     assert chi_square(model.count(ids), any_order_law(model)) > 1e-3
 
 
-def test_gumbel_noise_gives_the_first_position_the_law_of_a_softmax_and_is_fresh_in_every_step():
+def order_of_events(trace: Trace) -> torch.Tensor:
+    """Positions of each row of four, in the order in which they were revealed."""
+    return torch.tensor([event["position"] for event in sorted(trace.events(), key=lambda e: e["row"])]).view(-1, 4)
+
+
+def test_gumbel_noise_gives_the_first_position_the_law_of_a_softmax():
     """argmax of log p + tau g is a draw from p^(1/tau), normalised."""
     p, tau = torch.tensor([0.6, 0.9, 0.7, 0.8], dtype=torch.float64), 0.5
-    batch, trace = canvases(20_000, 4), Trace()
-    fill_by_rule(Denoiser(Says(certainties(*p)), TOKENIZER), batch, RevealRule(gumbel=tau), PLAIN, trace)
-    order = torch.tensor([event["position"] for event in sorted(trace.events(), key=lambda e: e["row"])]).view(-1, 4)
+    trace = Trace()
+    fill_by_rule(Denoiser(Says(certainties(*p)), TOKENIZER), canvases(20_000, 4), RevealRule(gumbel=tau), PLAIN, trace)
     weight = p ** (1 / tau)
-    assert chi_square(torch.bincount(order[:, 0], minlength=4), weight / weight.sum()) > 1e-3
-    second = torch.zeros(4, 4, dtype=torch.float64)  # without replacement, because the noise is drawn anew
-    for i in range(4):
-        rest = weight.masked_fill(torch.arange(4) == i, 0.0)
-        second[i] = weight[i] / weight.sum() * rest / rest.sum()
-    assert chi_square(torch.bincount(4 * order[:, 0] + order[:, 1], minlength=16), second.flatten()) > 1e-3
-    first, later = (placed_uniforms(batch, ORDER_STREAM + step) for step in (0, 1))
-    assert not torch.equal(first, later)
+    first = torch.bincount(order_of_events(trace)[:, 0], minlength=4)
+    assert chi_square(first, weight / weight.sum()) > 1e-3
+
+
+def test_gumbel_noise_is_of_the_row_the_position_and_the_step():
+    p, batch, trace = torch.tensor([0.6, 0.9, 0.7, 0.8], dtype=torch.float64), canvases(200, 4), Trace()
+    fill_by_rule(Denoiser(Says(certainties(*p)), TOKENIZER), batch, RevealRule(gumbel=1.0), PLAIN, trace)
+    hidden, expected = torch.ones(200, 4, dtype=torch.bool), []
+    for step in range(4):
+        noise = -(-placed_uniforms(batch, ORDER_STREAM + step).log()).log()
+        expected.append((p.log() + noise).masked_fill(~hidden, -torch.inf).argmax(1))
+        hidden[torch.arange(200), expected[-1]] = False
+    assert torch.equal(order_of_events(trace), torch.stack(expected, 1))
 
 
 def test_eos_is_not_drawn_at_the_first_places_of_an_answer_but_in_templates_it_may_be():
