@@ -112,7 +112,7 @@ def test_templates_of_fixed_room_follow_their_own_law(options):
 
 @pytest.mark.parametrize(("span", "room"), [([-1, 0, -1], [0, 2, 0]), ([0, -1, 0], [2, 0, 2])], ids=["one", "two"])
 def test_gaps_of_free_length_share_their_room_and_follow_their_own_law(span, room):
-    model = inconsistent(length=4)
+    model = inconsistent(length=5)
     law = insertion_law(model, [BOS, A, B], span=span, room=room, free=True)
     assert max(map(len, law)) == 5
     assert p_value(model, begin([A, B], span, room, free=True, whole=True), law) > LEAST_P

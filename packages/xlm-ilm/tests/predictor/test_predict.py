@@ -179,6 +179,16 @@ def test_neither_control_tokens_nor_eos_are_inserted_where_the_length_is_free():
     assert not torch.isin(windows, torch.tensor([PAD, MASK, BOS])).any()
 
 
+def test_a_tokenizer_without_eos_is_served():
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    sample = ILMPredictor(model=network(), tokenizer=tokenizer)
+    predictions = sample.predict(NOTHING(unconditional_examples(20)))
+    assert not torch.isin(predictions["ids"], torch.tensor([MASK, BOS])).any()
+    batch = ILMCollator(tokenizer=TOKENIZER, max_length=8, seed=0, event_space="open")(lm_examples([3, 7, 0]))
+    assert sample.log_likelihood(batch)["nll"].isfinite().all()
+
+
 def test_given_tokens_stay_in_their_places_and_gaps_of_fixed_size_are_filled():
     rows = keyed([template([A, None, None, B, EOS, None]), template([None, C]), template([D])])
     predictions = predictor(max_new_tokens=1).predict(TEMPLATES(rows))
@@ -256,8 +266,9 @@ def test_a_stop_string_ends_the_answer_after_it_and_its_text_before_it():
     predictions = sample.predict(batch)
     assert predictions["ids"].tolist() == [[A, B, C, D], [C, D, PAD, PAD]]
     assert [row["prediction"] for row in sample.to_dict(batch, predictions)] == ["ab", ""]
-    whole = TEMPLATES(keyed([template([A, B, C, None])]))
-    assert sample.to_dict(whole, sample.predict(whole))[0]["prediction"] == "abcd"
+    whole = TEMPLATES(keyed([template([A, B, C, None]), template([A, None], [1])]))
+    answers = [(row["prediction"], row["ids"][-1]) for row in sample.to_dict(whole, sample.predict(whole))]
+    assert answers == [("abcd", D), ("abcdab", B)]
     assert predictor(Says([A, B]), stop="b").predict(batch)["lengths"].tolist() == [2, 0]
 
 
@@ -306,14 +317,17 @@ def test_the_trace_replays_to_the_answer(options, collate):
 
 def test_the_trace_says_with_what_probability_a_pair_was_drawn():
     model = network()
-    batch = TEMPLATES(keyed([template([A, None, B])]))
+    batch = TEMPLATES(keyed([template([A, None, B, None])] * 10))
     with torch.no_grad():
-        expected = model(torch.tensor([[BOS, A, B]]))[0, 1]
-    expected[[PAD, MASK, BOS]] = -torch.inf
+        expected = model(torch.tensor([[BOS, A, B]]))[0, 1:]
+    expected[:, [PAD, MASK, BOS]] = -torch.inf
+    expected = expected.flatten().softmax(0).reshape(2, VOCAB)
     for options in ({}, {"top_k": 1000}, {"draw": "two_stage"}):
-        event = predictor(model, trace=True, **options).predict(batch)["trace"][0]
-        assert event["probability"] == pytest.approx(float(expected.softmax(0)[event["token"]]))
-        assert (event["position"], event["row"], event["step"]) == (2, 0, 0)
+        events = predictor(model, trace=True, **options).predict(batch)["trace"][:10]
+        assert {event["position"] for event in events} == {2, 3}
+        for i, event in enumerate(events):
+            assert (event["row"], event["step"]) == (i, 0)
+            assert event["probability"] == pytest.approx(float(expected[event["position"] - 2, event["token"]]))
 
 
 def test_two_insertions_a_call_need_about_half_the_calls_and_keep_their_distance():

@@ -29,7 +29,7 @@ class Rows:
     lengths: Int[Tensor, " batch"]
     """Columns in use."""
     budget: Int[Tensor, " batch"]
-    """Tokens that may still be inserted; a row with none left is finished."""
+    """Tokens that may still be inserted, as far as the spans have room."""
     inserted: Int[Tensor, " batch"]
 
     def __init__(self, batch: ILMPredictionBatch, *, max_length: int, max_new_tokens: int | None) -> None:
@@ -45,7 +45,7 @@ class Rows:
             what, fix = f"is too small for a row of {longest} tokens", f"use at least {longest}, or shorter rows"
             raise UserError(what, where="datamodule.max_length", value=max_length, fix=fix)
         most = left if max_new_tokens is None else left.clamp_max(max_new_tokens)
-        self.budget = torch.where(self.free, torch.minimum(batch["room"].amax(1), most), needed)  # free gaps: one span
+        self.budget = torch.where(self.free, most, needed)
         extra = max(0, int((self.lengths + self.budget).max()) - seq) if n_rows else 0
         self.ids = F.pad(ids, (0, extra))
         self.positions = torch.arange(seq + extra, device=ids.device).repeat(n_rows, 1)
@@ -80,6 +80,10 @@ class Rows:
     def gaps(self, rows: Int[Tensor, " rows"], seq: int) -> Bool[Tensor, "rows seq"]:
         """The gaps, among the first ``seq`` columns, that still take a token."""
         return (self.room[rows, :seq] > 0) & (self.budget[rows, None] > 0)
+
+    def unfinished(self, rows: Int[Tensor, " rows"]) -> Int[Tensor, " unfinished"]:
+        """Those of ``rows`` that still take a token."""
+        return rows[self.gaps(rows, self.room.shape[1]).any(1)]
 
     def in_order(self, pad_id: int) -> Int[Tensor, "batch longest"]:
         """The rows as one reads them."""

@@ -115,9 +115,8 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
             ("insertions_per_step", "use 1 for the model's law"),
             ("gap_distance", "use 1 to fill any gaps together"),
         ):
-            self._require(
-                (getattr(self, name) or 0) >= 1 or getattr(self, name) is None, name, "must be 1 or more", fix
-            )
+            value = getattr(self, name)
+            self._require(value is None or value >= 1, name, "must be 1 or more", fix)
         most = self.max_new_tokens or self.model.max_length
         what = f"must lie in [0, max_new_tokens = {most}]"
         self._require(0 <= self.min_new_tokens <= most, "min_new_tokens", what, "use 0 to let a text end at once")
@@ -161,7 +160,7 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
         chance = _Uniforms(batch["noise_key"], int(rows.budget.max()))
         n_calls = torch.zeros_like(rows.lengths)
         trace = Trace() if self.trace else None
-        going, step = rows.budget.nonzero().squeeze(1), 0
+        going, step = rows.unfinished(torch.arange(len(n_calls), device=n_calls.device)), 0
         while len(going):
             states, stop_logit = rows.read(self.model, going)
             n_calls[going] += 1
@@ -169,7 +168,7 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
             going = going[goes_on]
             if len(going):
                 self._insert(rows, going, states[goes_on], chance, trace, step)
-            going, step = going[rows.budget[going] > 0], step + 1
+            going, step = rows.unfinished(going), step + 1
         return read_answers(self.tokenizer, batch, rows, n_calls, stop=self.stop, trace=trace)
 
     def _stops(
