@@ -276,6 +276,12 @@ def test_a_stop_weight_that_is_no_weight_is_refused_by_its_key(stop_weight):
         ilm_loss(stop_weight=stop_weight)
 
 
+def test_it_can_be_built_without_memory():
+    with torch.device("meta"):  # configurations are checked there
+        loss = ilm_loss()
+    assert loss.suppressed_with_end.device.type == "meta"
+
+
 def test_bf16_autocast_gives_nearly_the_same_loss():
     loss = ilm_loss(network().float())
     batch = ILMCollator(tokenizer=TOKENIZER, seed=0, max_length=8)(lm_examples([8] * 4))

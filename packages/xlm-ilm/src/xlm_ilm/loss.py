@@ -36,7 +36,8 @@ class ILMLoss(LossFunction[ILMBatch, ILMLossDict]):
             raise UserError("must be greater than 0", where="loss.stop_weight", value=stop_weight, fix="use 1.0")
         self.model, self.tokenizer, self.stop_weight = model, tokenizer, stop_weight
         self.suppressed = suppressed_ids(tokenizer)
-        self.suppressed_with_end = torch.tensor(sorted({*self.suppressed.tolist(), tokenizer.eos_token_id} - {None}))
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.suppressed_with_end = torch.cat([self.suppressed, torch.tensor(end, dtype=torch.int64)])
 
     def configure(self, pl_module: Harness) -> None:
         """Move the constants to the device."""
