@@ -203,7 +203,7 @@ def test_an_empty_prompt_and_one_as_long_as_allowed_are_answered_and_a_longer_on
     assert build(min_new_tokens=5).predict(PROMPTED(examples))["lengths"].tolist() == [5, 5]
     whole = MLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=8)
     assert build().predict(whole(keyed([{"prompt_ids": [4] * 7}])))["n_calls"].tolist() == [1]
-    with pytest.raises(UserError, match=r"a row has 7 tokens, 6 fit in datamodule\.max_prompt_length"):
+    with pytest.raises(UserError, match=r"a row has 7 tokens, 6 fit .* in max_new_tokens \(5\)"):
         PROMPTED(keyed([{"prompt_ids": [4] * 7}]))
 
 

@@ -127,13 +127,22 @@ def test_the_target_leaves_the_rest_of_the_length_to_the_prompt():
         ({"max_length": 1}, "max_length"),
         ({"overfit_batches": 0}, "overfit_batches"),
         ({"max_prompt_length": 12, "max_target_length": 5}, "max_length"),
-        ({"max_target_length": 16}, "max_prompt_length"),
+        ({"max_target_length": 16}, "max_length"),
+        ({"max_target_length": 0}, "max_target_length"),
+        ({"max_length": 0, "max_target_length": 5}, "max_length"),
         ({"managers": {"dev": {}}}, "dataset_managers"),
     ],
 )
 def test_values_out_of_range_are_refused_with_their_key(options, key):
     with pytest.raises(UserError, match=rf"datamodule\.{key}"):
         module(**options)
+
+
+def test_a_length_that_leaves_nothing_for_the_prompt_names_the_two_keys():
+    said = r"max_target_length = 17 leaves nothing of it .* in datamodule\.max_length \(5\); fix: use 18 or more"
+    with pytest.raises(UserError, match=said):
+        module(max_length=5, max_target_length=17)
+    assert module(max_length=18, max_target_length=17).max_prompt_length == 1
 
 
 def test_batch_sizes_that_do_not_divide_are_an_error_with_the_arithmetic():

@@ -118,6 +118,31 @@ def test_a_prompt_to_complete_may_take_what_its_canvas_leaves(longest_prompt, ca
         layout.prompts_to_complete(keyed([{"prompt_ids": [4] * (fits + 1)}]), pad_id=PAD, mask_id=MASK, **sizes)
 
 
+@pytest.mark.parametrize(
+    ("canvas", "fix"),
+    [
+        (8, "a row has 2 tokens, 0 fit before an answer within .* in max_new_tokens .8.; fix: use 6 or fewer"),
+        (7, "use 6 or fewer"),
+        (6, None),
+    ],
+)
+def test_a_canvas_larger_than_what_a_prompt_leaves_names_the_key_that_was_typed(canvas, fix):
+    examples = keyed([{"prompt_ids": [4]}, {"prompt_ids": [4, 5]}])
+    sizes = {"max_length": 8, "max_prompt_length": None, "max_target_length": canvas}
+    if fix is None:
+        batch = layout.prompts_to_complete(examples, pad_id=PAD, mask_id=MASK, **sizes)
+        assert batch["input_ids"].shape == (2, 8)
+    else:
+        with pytest.raises(UserError, match=fix):
+            layout.prompts_to_complete(examples, pad_id=PAD, mask_id=MASK, **sizes)
+
+
+def test_a_prompt_that_leaves_nothing_is_to_be_shortened():
+    sizes = {"max_length": 2, "max_prompt_length": None, "max_target_length": 1}
+    with pytest.raises(UserError, match=r"a row has 3 tokens, 1 fit .*fix: shorten the prompt"):
+        layout.prompts_to_complete(keyed([{"prompt_ids": [4] * 3}]), pad_id=PAD, mask_id=MASK, **sizes)
+
+
 def test_lengths_within_are_the_lengths_of_the_rows():
     assert layout.lengths_within([[1, 2], []], 2, "a.key").tolist() == [2, 0]
     assert layout.lengths_within([], 2, "a.key").tolist() == []

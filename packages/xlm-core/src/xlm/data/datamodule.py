@@ -77,7 +77,7 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if max_prompt_length is None and max_target_length is not None:
-            max_prompt_length = max_length - max_target_length
+            max_prompt_length = _left_for_prompts(max_length, max_target_length)
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.max_target_length, self.event_space = max_target_length, event_space
         self.global_batch_size, self.device_batch_size = global_batch_size, device_batch_size
@@ -274,6 +274,14 @@ class DataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """The next training loader goes on from here."""
         self._resumed = state_dict
+
+
+def _left_for_prompts(max_length: int, max_target_length: int) -> int:
+    if 0 < max_length <= max_target_length:
+        what = f"datamodule.max_target_length = {max_target_length} leaves nothing of it for a prompt"
+        fix = f"use {max_target_length + 1} or more, or lower datamodule.max_target_length"
+        raise UserError(what, where="datamodule.max_length", value=max_length, fix=fix)
+    return max_length - max_target_length
 
 
 class _Named:

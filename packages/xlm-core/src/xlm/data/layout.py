@@ -131,9 +131,21 @@ def prompts_to_complete(
     if max_target_length is None:
         layout = completions(examples, mask_id, longest, max_length)
     else:
+        if max_prompt_length is None:
+            _check_room(examples, max_target_length, max_length)
         layout = prompted(examples, empty_canvases(len(examples), mask_id, max_target_length), pad_id, longest)
     prompt_lengths = [len(example["prompt_ids"]) for example in examples]
     return prediction_batch(examples, layout, prompt_lengths=prompt_lengths, ends_at_eos=True)
+
+
+def _check_room(examples: list[Example], max_new_tokens: int, max_length: int) -> None:
+    """Refuse a canvas that was asked for by ``max_new_tokens`` where a prompt leaves less."""
+    longest = max(len(example["prompt_ids"]) for example in examples)
+    left = max_length - longest
+    if max_new_tokens > left:
+        fits = f"{max(max_length - max_new_tokens, 0)} fit before an answer within datamodule.max_length = {max_length}"
+        fix = f"use {left} or fewer" if left > 0 else "shorten the prompt"
+        raise UserError(f"a row has {longest} tokens, {fits}", where="max_new_tokens", value=max_new_tokens, fix=fix)
 
 
 def templates_to_fill(examples: list[Example], *, pad_id: int, mask_id: int, max_length: int) -> MaskedPredictionBatch:
