@@ -23,8 +23,11 @@ CHECK = "xlm.tasks.sudoku.SudokuCheck"
 OTHERWISE = {"", "model_type", "datamodule", "hydra", "experiment"}
 
 
+FROM_A_PATH = ("text", "table", "pairs", "hub")
+
+
 def for_text(task: str, file: Path) -> list[str]:
-    return [f"datamodule.path={file}"] if task == "text" else []
+    return [f"datamodule.path={file}"] if task in FROM_A_PATH else []
 
 
 def check(*overrides: str) -> None:
@@ -70,7 +73,7 @@ def test_every_family_fits_every_task(family, task, text_file):
 def test_every_option_builds(family, group, name, text_file):
     option = as_override(group, name)
     more = [*NEEDS.get(option, [])]
-    if name.startswith("text") and group == "dataset_manager":
+    if name.startswith(FROM_A_PATH) and group == "dataset_manager":
         more.append(f"+datamodule.path={text_file}")
     if name == "validity":
         more.append("+datamodule.dataset_managers.test.sudoku_prediction.metrics.extra.check._target_=" + CHECK)

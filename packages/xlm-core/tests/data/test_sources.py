@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from xlm.data.sources import JSONL, Blank, Rows, StandardLibrary, TextFiles
+from xlm.data.sources import Blank, Rows, StandardLibrary, TextFiles
 from xlm.errors import UserError
 
 
@@ -80,8 +80,6 @@ def test_missing_empty_and_unreadable_places_are_named(file, tmp_path):
         TextFiles(path=str(tmp_path / "nowhere")).rows()
     with pytest.raises(UserError, match=r"holds no file that fits \*"):
         TextFiles(path=str(tmp_path / "empty")).rows()
-    with pytest.raises(UserError, match="is a folder"):
-        JSONL(path=str(tmp_path)).rows()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -125,39 +123,6 @@ def test_a_fingerprint_names_content_and_reading_but_not_the_place(file):
     assert TextFiles(path=here, split="val").fingerprint() != first
 
 
-def test_jsonl_columns_take_the_names_of_their_roles(file):
-    path = file('{"q": "2+2=", "a": "4", "n": 1}\r\n\n{"a": "\\u00e9", "q": ""}\n', "a.jsonl")
-    source = JSONL(path=path, text_column=None, prompt_column="q", target_column="a")
-    assert source.rows() == [{"prompt": "2+2=", "target": "4"}, {"prompt": "", "target": "é"}]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"text": null}', "has null instead of text in column 'text' in .*line 2"),
-        ('{"text": 5}', "has int instead of text"),
-        ('{"body": "x", "id": "y"}', "has no column 'text'.*body, id"),
-        ('{"text": "x"', "is no JSON .*line 2"),
-        ('["x"]', "is no JSON object"),
-    ],
-)
-def test_a_jsonl_line_without_its_text_is_named(file, line, message):
-    with pytest.raises(UserError, match=message):
-        JSONL(path=file('{"text": "fine"}\n' + line, "a.jsonl")).rows()
-
-
-def test_jsonl_without_rows_or_columns_is_refused(file):
-    with pytest.raises(UserError, match="holds no rows"):
-        JSONL(path=file("\n", "a.jsonl")).rows()
-    with pytest.raises(UserError, match=r"source\.text_column"):
-        JSONL(path="x", text_column=None)
-
-
-def test_jsonl_can_be_split(file):
-    path = file("\n".join(f'{{"text": "{i}"}}' for i in range(40)), "a.jsonl")
-    assert len(JSONL(path=path, split="val", val_fraction=0.25).rows()) == 10
-
-
 def test_the_standard_library_is_the_same_twice_within_its_size_and_without_tests():
     source = StandardLibrary(max_bytes=200_000)
     assert source.rows() == StandardLibrary(max_bytes=200_000).rows()
@@ -180,7 +145,7 @@ def test_given_and_blank_rows_are_what_they_say():
     "make",
     [
         lambda: TextFiles(path="x", val_fraction=1.5),
-        lambda: JSONL(path="x", val_fraction=0.5, test_fraction=0.5),
+        lambda: TextFiles(path="x", val_fraction=0.5, test_fraction=0.5),
         lambda: StandardLibrary(max_bytes=0),
         lambda: Blank(n=0),
     ],

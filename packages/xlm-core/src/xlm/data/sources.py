@@ -7,7 +7,6 @@ old ones never carry a text from the training set into the test set.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import sysconfig
@@ -58,13 +57,13 @@ class TextFiles:
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
     ) -> None:
-        _check_fractions(val_fraction, test_fraction)
+        check_fractions(val_fraction, test_fraction)
         self.path, self.document, self.pattern, self.errors = path, document, pattern, errors
         self.split, self.val_fraction, self.test_fraction = split, val_fraction, test_fraction
 
     def rows(self) -> list[Row]:
         """One row a document, with its ``text``."""
-        texts = [text for file in _files(self.path, self.pattern) for text in self._documents(file)]
+        texts = [text for file in find_files(self.path, self.pattern) for text in self._documents(file)]
         if not texts:
             raise UserError("holds no text", where="source.path", value=self.path, fix="give a file with text in it")
         return take_split([{"text": text} for text in texts], self.split, self.val_fraction, self.test_fraction)
@@ -72,7 +71,7 @@ class TextFiles:
     def fingerprint(self) -> str:
         """Names the files' contents and how they are read; not where they lie."""
         options = (self.document, self.errors, self.split, self.val_fraction, self.test_fraction)
-        return f"{options} {_hash_files(_files(self.path, self.pattern))}"
+        return f"{options} {hash_files(find_files(self.path, self.pattern))}"
 
     def _documents(self, file: Path) -> Iterator[str]:
         text = read_text(file, errors=self.errors)
@@ -105,7 +104,7 @@ class StandardLibrary:
     ) -> None:
         if max_bytes < 1:
             raise UserError("must be at least 1", where="source.max_bytes", value=max_bytes, fix="use 1000000")
-        _check_fractions(val_fraction, test_fraction)
+        check_fractions(val_fraction, test_fraction)
         self.max_bytes, self.split = max_bytes, split
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
@@ -120,7 +119,7 @@ class StandardLibrary:
 
     def fingerprint(self) -> str:
         """Names the files' contents."""
-        return f"{(self.split, self.val_fraction, self.test_fraction)} {_hash_files(list(self._files()))}"
+        return f"{(self.split, self.val_fraction, self.test_fraction)} {hash_files(list(self._files()))}"
 
     def _files(self) -> Iterator[Path]:
         root, size = Path(sysconfig.get_path("stdlib")), 0
@@ -130,63 +129,6 @@ class StandardLibrary:
             if 0 < (bytes_here := path.stat().st_size) <= self.max_bytes - size:
                 size += bytes_here
                 yield path
-
-
-class JSONL:
-    """Rows of a file with one JSON object a line.
-
-    Args:
-        path: File.
-        text_column: Key of the text; null when the rows are prompts and targets.
-        prompt_column: Key of the prompt.
-        target_column: Key of the target.
-        split: train, val or test; None takes all rows.
-        val_fraction: Share of the different rows that is validation.
-        test_fraction: Share of the different rows that is test.
-    """
-
-    def __init__(
-        self,
-        *,
-        path: str,
-        text_column: str | None = "text",
-        prompt_column: str | None = None,
-        target_column: str | None = None,
-        split: Split | None = None,
-        val_fraction: float = 0.05,
-        test_fraction: float = 0.05,
-    ) -> None:
-        _check_fractions(val_fraction, test_fraction)
-        columns = {"text": text_column, "prompt": prompt_column, "target": target_column}
-        self.path, self.columns = path, {ours: theirs for ours, theirs in columns.items() if theirs is not None}
-        self.split, self.val_fraction, self.test_fraction = split, val_fraction, test_fraction
-        if not self.columns:
-            raise UserError("no column is named", where="source.text_column", fix="name the column that holds the text")
-
-    def rows(self) -> list[Row]:
-        """One row a line, its columns renamed to ``text``, ``prompt``, ``target``."""
-        [file] = _files(self.path, "*", folder=False)
-        lines = read_text(file).split("\n")
-        rows = [self._row(line, f"{file}, line {i}") for i, line in enumerate(lines, start=1) if line.strip()]
-        if not rows:
-            raise UserError("holds no rows", where="source.path", value=self.path, fix="give a file with rows in it")
-        return take_split(rows, self.split, self.val_fraction, self.test_fraction)
-
-    def fingerprint(self) -> str:
-        """Names the file's content and the columns taken."""
-        options = (self.columns, self.split, self.val_fraction, self.test_fraction)
-        return f"{options} {_hash_files(_files(self.path, '*', folder=False))}"
-
-    def _row(self, line: str, where: str) -> Row:
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"is no JSON ({error})", where=where, fix="put one complete JSON object on each line"
-            ) from error
-        if not isinstance(found, dict):
-            raise UserError("is no JSON object", where=where, value=line[:50], fix='write {"text": "..."}')
-        return {ours: _text(found, theirs, where) for ours, theirs in self.columns.items()}
 
 
 class Rows:
@@ -258,7 +200,8 @@ def _count(fraction: float, n: int) -> int:
     return max(round(fraction * n), 1) if fraction > 0 and n >= 3 else 0
 
 
-def _check_fractions(val_fraction: float, test_fraction: float) -> None:
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Refuse shares that are no shares, or leave nothing to train on."""
     for key, fraction in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
         if not 0 <= fraction < 1:
             raise UserError("must lie in [0, 1)", where=f"source.{key}", value=fraction, fix="use 0.05")
@@ -267,16 +210,14 @@ def _check_fractions(val_fraction: float, test_fraction: float) -> None:
         raise UserError(what, where="source.val_fraction", fix="use smaller fractions")
 
 
-def _files(path: str, pattern: str, *, folder: bool = True) -> list[Path]:
+def find_files(path: str, pattern: str) -> list[Path]:
     """The file, or the folder's visible files whose names fit, sorted by their path within it."""
     root = Path(path).expanduser()
     if root.is_file():
         return [root]
-    if not root.is_dir() or not folder:
-        what = "is a folder, not a file" if root.is_dir() else "no such file or folder"
-        raise UserError(
-            what, where="source.path", value=path, fix="give datamodule.path (or the source's own path) a file"
-        )
+    if not root.is_dir():
+        fix = "give datamodule.path (or the source's own path) a file or a folder"
+        raise UserError("no such file or folder", where="source.path", value=path, fix=fix)
     visible = [
         (file.relative_to(root).as_posix(), file)
         for file in root.rglob(pattern)
@@ -297,21 +238,10 @@ def _read(file: Path) -> bytes:
         raise UserError(f"cannot be read ({error.strerror})", where=str(file), fix=fix) from error
 
 
-def _hash_files(files: Sequence[Path]) -> str:
+def hash_files(files: Sequence[Path]) -> str:
     """Contents in order, each with its length so that moving a boundary changes the hash."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         data = _read(file)
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
-
-
-def _text(found: Mapping[str, Any], column: str, where: str) -> str:
-    if column not in found:
-        fix = f"name one of its columns: {', '.join(found)}"
-        raise UserError(f"has no column {column!r}", where=where, fix=fix)
-    value = found[column]
-    if not isinstance(value, str):
-        what = f"has {'null' if value is None else type(value).__name__} instead of text in column {column!r}"
-        raise UserError(what, where=where, fix="give every row a text, or remove the row")
-    return value
