@@ -46,7 +46,7 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
         stop_threshold: In (0, 1]; for ``threshold`` only.
         draw: ``joint`` draws gap and token from one softmax over all pairs, and filters act on pairs; ``two_stage``
             draws the gap first, then the token given the gap, each with filters of its own. Without filters both are
-            the same law.
+            the same law; with them ``joint`` is slower, for top-p sorts all pairs.
         temperature: Divides the logits of pairs (of tokens given the gap: ``two_stage``); 0 takes the most probable.
         top_k: Pairs (tokens) to keep; null keeps all.
         top_p: Probability mass of pairs (tokens) to keep, in (0, 1].
