@@ -12,7 +12,7 @@ from xlm.cli import main
 
 SMALL = ["model.d_model=32", "model.n_layers=2", "model.n_heads=2", "trainer.precision=32-true", "callbacks=default"]
 FEW = ["trainer.max_steps=8", "trainer.val_check_interval=4", "datamodule.global_batch_size=8"]
-KINDS = {"arlm": "exact", "mdlm": "bound"}
+KINDS = {"arlm": "exact", "ilm": "bound", "mdlm": "bound", "mlm": "bound"}
 
 
 def train(run: Path, family: str, *overrides: str) -> dict:
