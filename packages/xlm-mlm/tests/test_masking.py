@@ -124,9 +124,8 @@ def test_whole_words_are_chosen_or_left_together():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {
-        token: i for i, token in enumerate(["[PAD]", "[MASK]", "[BOS]", "[EOS]", "play", "##ing", "##s", "cat"])
-    }
+    pieces = ["[PAD]", "[MASK]", "[BOS]", "[EOS]", "play", "##ing", "##s", "cat"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[PAD]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     pad, mask, bos, eos = pieces[:4]

@@ -7,6 +7,7 @@ own ``noise_key``: a row's noise does not depend on its batch.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -56,7 +57,7 @@ class Masking:
         self.seed, self.mask_id = seed, special_id(tokenizer, "mask")
         self.mask_rate, self.random_token_rate, self.keep_rate = mask_rate, random_token_rate, keep_rate
         self.generated = _generated(tokenizer)
-        self.words = Words(tokenizer) if whole_words else None
+        self.tokenizer, self.whole_words = tokenizer, whole_words
         share = "use 0.1 as BERT does, or 0"
         self._check(mask_rate == "uniform" or 0 < mask_rate <= 1, role, "mask_rate", "(0, 1]", "use uniform, or 0.15")
         self._check(0 <= random_token_rate <= 1, role, "random_token_rate", "[0, 1]", share)
@@ -73,7 +74,7 @@ class Masking:
         key, width = keys(examples), layout.prompt_width
         u = uniforms(key["noise_key"], layout.ids.shape[1] - width, stream=CHOICE)
         u = F.pad(u, (width, 0)) if width else u
-        if self.words is not None:
+        if self.whole_words:
             u = u.gather(1, self.words.first(layout.ids, layout.predicted))
         chosen = (u < self._rates(examples)[:, None]) & layout.predicted
         return {
@@ -88,6 +89,11 @@ class Masking:
             "index": key["index"],
             "noise_key": key["noise_key"],
         }
+
+    @cached_property
+    def words(self) -> Words:
+        """Read off the vocabulary when it is first needed."""
+        return Words(self.tokenizer)
 
     def _rates(self, examples: list[Example]) -> Float[Tensor, " batch"]:
         if self.mask_rate == "uniform":
