@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from xlm.nn import chunks
 from xlm.nn import linear_cross_entropy as module
 from xlm.nn.blocks import Block
 from xlm.nn.linear_cross_entropy import linear_cross_entropy
@@ -166,7 +167,7 @@ def test_logits_never_exist_for_more_rows_than_a_chunk(problem, monkeypatch: pyt
         return mm(a, b, **kwargs)
 
     monkeypatch.setattr(torch, "mm", watched)
-    monkeypatch.setattr(module, "CHUNK_BYTES", {"cpu": 4 * VOCAB * 8})  # four rows of doubles
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", {"cpu": 4 * VOCAB * 8})  # four rows of doubles
     linear_cross_entropy(states, weight, targets)
     assert max(seen) <= 4
     assert sum(seen) == 2 * ROWS  # logits and the states' gradient
@@ -179,7 +180,7 @@ def test_logits_never_exist_for_more_rows_than_a_chunk(problem, monkeypatch: pyt
 def test_rows_that_leave_the_cache_one_by_one_change_nothing(problem, monkeypatch: pytest.MonkeyPatch):
     states, weight, targets = problem
     whole = torch.autograd.grad(linear_cross_entropy(states, weight, targets)[0], (states, weight))
-    monkeypatch.setattr(module, "CACHE_BYTES", 1)
+    monkeypatch.setattr(chunks, "CACHE_BYTES", 1)
     piecewise = torch.autograd.grad(linear_cross_entropy(states, weight, targets)[0], (states, weight))
     assert_close(piecewise, whole, atol=1e-12, rtol=0)
 

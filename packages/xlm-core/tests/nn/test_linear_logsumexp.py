@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
-from xlm.nn import linear_logsumexp as module
+from xlm.nn import chunks
 from xlm.nn.blocks import Block
 from xlm.nn.linear_logsumexp import chosen_logits, linear_logsumexp
 from xlm.nn.rotary import rotary_table
@@ -103,7 +103,7 @@ def test_logits_never_exist_for_more_rows_than_a_chunk(problem, monkeypatch: pyt
         return mm(a, b, **kwargs)
 
     monkeypatch.setattr(torch, "mm", watched)
-    monkeypatch.setattr(module, "CHUNK_BYTES", {"cpu": 4 * VOCAB * 8})  # four rows of doubles
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", {"cpu": 4 * VOCAB * 8})  # four rows of doubles
     linear_logsumexp(states, weight).sum().backward()
     assert max(seen) <= 4
     assert sum(seen) == 2 * ROWS  # once forward, once backward

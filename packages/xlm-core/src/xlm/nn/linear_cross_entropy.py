@@ -7,7 +7,6 @@ tensor of rows x vocab beyond one chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,15 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK_BYTES = {"cpu": 2**26, "accelerator": 2**28}
-"""Memory for the logits of one chunk; an accelerator adds its fp32 copies of them."""
-
-SIZES_AN_OCTAVE = 16
-"""Between n and 2 n rows, oneDNN (bf16 on a CPU) sees no more numbers of rows than these. It keeps what it prepares for
-each number that it sees, 3 MB and more, and losses of hidden tokens bring a new one nearly every step."""
-
-CACHE_BYTES = 2**20
-"""Memory for what a CPU works on at a time around a chunk's large matrix products: it should not leave the cache."""
+from xlm.nn.chunks import add_product_, cached_rows, chunk_rows, missing_rows, product_dtype, slices
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -52,15 +43,13 @@ def linear_cross_entropy(
         chunk: Rows whose logits exist at a time; chosen by ``CHUNK_BYTES`` if absent.
     """
     device = states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    dtype = product_dtype(states)
     exact = torch.promote_types(dtype, torch.float32)
-    if chunk is None:
-        budget = CHUNK_BYTES["cpu" if device == "cpu" else "accelerator"]
-        chunk = max(1, budget // (dtype.itemsize * len(weight)))
+    chunk = chunk or chunk_rows(device, dtype, len(weight))
     if row_weights is None:
         row_weights = states.new_ones(len(states))
     row_weights, n = row_weights.to(exact), len(states)
-    if device == "cpu" and dtype != exact and (more := _missing_rows(n)):
+    if device == "cpu" and dtype != exact and (more := missing_rows(n)):
         states, targets, row_weights = (
             F.pad(states, (0, 0, 0, more)),
             F.pad(targets, (0, more)),
@@ -71,12 +60,6 @@ def linear_cross_entropy(
         chunk, dtype, with_gradients, states, weight, targets, row_weights, suppressed
     )
     return total, nll[:n]
-
-
-def _missing_rows(n: int) -> int:
-    """Rows of weight zero that bring ``n`` to the next of the ``SIZES_AN_OCTAVE``: at most one for sixteen."""
-    step = max(1, (1 << n.bit_length()) // (2 * SIZES_AN_OCTAVE))
-    return -n % step
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -118,19 +101,19 @@ def _by_chunks(
     with torch.autocast(states.device.type, enabled=False):
         low_states, low_weight, weighted_states = states.to(dtype), weight.to(dtype), (factor * states).to(dtype)
         buffer = states.new_empty(min(chunk, len(states)), len(weight), dtype=dtype)
-        for part in _slices(len(states), chunk):
+        for part in slices(len(states), chunk):
             logits = torch.mm(low_states[part], low_weight.T, out=buffer[: len(targets[part])])
             _softmax_(logits, targets[part], suppressed, nll[part], with_gradients)
             if with_gradients:
                 torch.mm(logits, low_weight, out=d_states[part])
-                _add_product_(d_weight, logits.T, weighted_states[part])
+                add_product_(d_weight, logits.T, weighted_states[part])
     total = torch.where(row_weights == 0, 0.0, row_weights * nll).sum()
     return total, nll, [(factor * d_states).to(states.dtype), d_weight.to(weight.dtype)] if with_gradients else None
 
 
 def _softmax_(logits: Tensor, targets: Tensor, suppressed: Tensor | None, nll: Tensor, with_gradients: bool) -> None:
     """Fill ``nll`` and turn logits into its gradient, softmax - one-hot; in fp32 or better, a few rows at a time."""
-    for part in _slices(len(logits), _cached_rows(logits)):
+    for part in slices(len(logits), cached_rows(logits)):
         exact = logits[part].to(nll.dtype)
         if suppressed is not None:
             exact.index_fill_(1, suppressed, -math.inf)
@@ -139,23 +122,3 @@ def _softmax_(logits: Tensor, targets: Tensor, suppressed: Tensor | None, nll: T
         if with_gradients:
             p = log_p.exp_()
             logits[part] = p.scatter_(1, target, p.gather(1, target) - 1)
-
-
-def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b. In low precision a chunk's product is rounded, the sum over chunks is not."""
-    for part in _slices(len(total), _cached_rows(b)):
-        if b.dtype == total.dtype:
-            total[part].addmm_(a[part], b)
-        else:
-            total[part] += a[part] @ b
-
-
-def _cached_rows(x: Tensor) -> int:
-    """Rows of this width and dtype that a CPU's cache holds; elsewhere there is nothing to gain."""
-    return max(1, CACHE_BYTES // (x.itemsize * x.shape[1])) if x.device.type == "cpu" else 2**62
-
-
-def _slices(rows: int, size: int) -> Iterator[slice]:
-    """Equal parts of at most ``size`` rows."""
-    n = math.ceil(rows / size)
-    return (slice(i * rows // n, (i + 1) * rows // n) for i in range(n))

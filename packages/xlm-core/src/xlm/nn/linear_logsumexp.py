@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from xlm.nn.linear_cross_entropy import CHUNK_BYTES, _add_product_, _cached_rows, _missing_rows, _slices
+from xlm.nn.chunks import add_product_, cached_rows, chunk_rows, missing_rows, product_dtype, slices
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -37,13 +37,11 @@ def linear_logsumexp(
         suppressed: Tokens that are left out of the sum.
         chunk: Rows whose logits exist at a time; chosen by ``CHUNK_BYTES`` if absent.
     """
-    dtype = _product_dtype(states)
-    if chunk is None:
-        budget = CHUNK_BYTES["cpu" if states.device.type == "cpu" else "accelerator"]
-        chunk = max(1, budget // (dtype.itemsize * len(weight)))
+    dtype = product_dtype(states)
+    chunk = chunk or chunk_rows(states.device.type, dtype, len(weight))
     n = len(states)
     if states.device.type == "cpu" and dtype.itemsize < 4:  # see SIZES_AN_OCTAVE
-        states = F.pad(states, (0, 0, 0, _missing_rows(n)))
+        states = F.pad(states, (0, 0, 0, missing_rows(n)))
     value: Tensor = _LinearLogSumExp.apply(chunk, dtype, states, weight, suppressed)
     return value[:n]
 
@@ -52,7 +50,7 @@ def chosen_logits(
     states: Float[Tensor, "rows d_model"], weight: Float[Tensor, "vocab d_model"], tokens: Int[Tensor, " rows"]
 ) -> Float[Tensor, " rows"]:
     """One logit of each row, rounded as ``linear_logsumexp`` rounds it: a chosen logit does not exceed the sum."""
-    dtype = _product_dtype(states)
+    dtype = product_dtype(states)
     with torch.autocast(states.device.type, enabled=False):
         exact = torch.promote_types(dtype, torch.float32)
         products = states.to(dtype).to(exact) * weight.index_select(0, tokens).to(dtype).to(exact)
@@ -69,9 +67,9 @@ class _LinearLogSumExp(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             low_states, low_weight = states.to(dtype), weight.to(dtype)
             buffer = states.new_empty(min(chunk, len(states)), len(weight), dtype=dtype)
-            for part in _slices(len(states), chunk):
+            for part in slices(len(states), chunk):
                 logits = torch.mm(low_states[part], low_weight.T, out=buffer[: len(value[part])])
-                for some in _slices(len(logits), _cached_rows(logits)):
+                for some in slices(len(logits), cached_rows(logits)):
                     value[part][some] = _without(suppressed, logits[some].to(exact)).logsumexp(1)
         ctx.chunk, ctx.dtype = chunk, dtype
         ctx.save_for_backward(states, weight, suppressed, value)
@@ -87,21 +85,15 @@ class _LinearLogSumExp(torch.autograd.Function):
             low_states, low_weight = states.to(ctx.dtype), weight.to(ctx.dtype)
             scaled = (upstream[:, None] * states).to(ctx.dtype)
             buffer = states.new_empty(min(ctx.chunk, len(states)), len(weight), dtype=ctx.dtype)
-            for part in _slices(len(states), ctx.chunk):
+            for part in slices(len(states), ctx.chunk):
                 logits = torch.mm(low_states[part], low_weight.T, out=buffer[: len(value[part])])
-                for some in _slices(len(logits), _cached_rows(logits)):
+                for some in slices(len(logits), cached_rows(logits)):
                     exact = _without(suppressed, logits[some].to(value.dtype))
                     logits[some] = exact.sub_(value[part][some, None]).exp_()
                 d_states[part] = upstream[part, None] * (logits @ low_weight)
-                _add_product_(d_weight, logits.T, scaled[part])
+                add_product_(d_weight, logits.T, scaled[part])
         return None, None, d_states, d_weight.to(weight.dtype), None
 
 
 def _without(suppressed: Tensor | None, logits: Tensor) -> Tensor:
     return logits if suppressed is None else logits.index_fill(1, suppressed, -math.inf)
-
-
-def _product_dtype(states: Tensor) -> torch.dtype:
-    """What matrix products run in: autocast's dtype, or the states' own."""
-    device = states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
