@@ -6,7 +6,8 @@ import json
 
 import pytest
 import xlm as package
-from xlm.commands.prompts import as_prompt, read_prompts, read_template
+from xlm.commands.prompts import as_prompt, example, read_prompts, read_template
+from xlm.data.tokenizers import WordTokenizer
 from xlm.errors import UserError
 
 
@@ -15,8 +16,8 @@ def rows(path):
 
 
 def test_a_prompt_is_shown_with_its_answer(xlm, trained):
-    shown, answer = xlm("generate", f"checkpoint={trained}", "prompt=a, b=c").splitlines()
-    assert shown == "> a, b=c"
+    shown, answer = xlm("generate", f"checkpoint={trained}", "prompt=abba").splitlines()
+    assert shown == "> abba"
     assert answer
     assert set(answer) <= set("abcd")
 
@@ -64,8 +65,50 @@ def test_a_folder_that_is_not_there_is_refused_before_the_work(xlm, trained, mon
     xlm("generate", f"checkpoint={trained}", "output=no/such/folder/x", code=2)
 
 
-def test_a_text_cannot_command_the_terminal(xlm, trained):
-    assert "\\x1b[31m" in xlm("generate", f"checkpoint={trained}", "prompt=\x1b[31m")
+def test_a_text_is_taken_literally_and_cannot_command_the_terminal(xlm, toy):
+    xlm("train", "experiment=toy_short", "tokenizer=byte", "trainer.max_steps=1", "run_dir=bytes")
+    shown, *_ = xlm("generate", "checkpoint=bytes", "prompt=a, b=c\x1b[31m").splitlines()
+    assert shown == "> a, b=c\\x1b[31m"
+
+
+def test_letters_that_the_tokenizer_cannot_write_are_refused(xlm, toy, trained):
+    said = xlm("generate", f"checkpoint={trained}", "prompt=axbé\x1b, x", code=2)
+    assert said == (
+        "error: the run's tokenizer cannot write these characters in prompt ('x' 'é' '\\x1b' ',' ' '); "
+        "fix: use characters of the text that the run was trained on\n"
+    )
+    (toy / "asked.jsonl").write_text('{"prompt": "a"}\n{"prompt": "z"}')
+    assert "in prompts ('z')" in xlm("generate", f"checkpoint={trained}", "prompts=asked.jsonl", code=2)
+
+
+def test_words_that_a_word_tokenizer_does_not_know_are_its_unknown_token():
+    tokenizer = WordTokenizer().build(["one two", "two three"])
+    row = example(as_prompt("two four"), tokenizer, index=0, noise_key=0)
+    assert row["prompt_ids"][1] == tokenizer.unk_token_id
+
+
+@pytest.mark.parametrize(
+    ("word", "error"),
+    [
+        ("datamodule=stdlib", "changes nothing here in datamodule (stdlib); fix: leave it out; `xlm eval` takes other"),
+        ("+dataset_manager@datamodule.dataset_managers.test.more=toy_pairs", "changes nothing here in dataset_manager"),
+        ("optimizer=adamw", None),  # as it was
+        ("optimizer.lr=1", "changes nothing here in optimizer.lr (1)"),
+        ("logger=none", "changes nothing here in logger (none)"),
+        ("debug=overfit", "cannot be changed on a finished run in debug"),
+        ("datamodule.max_length=7", None),
+    ],
+)
+def test_what_changes_nothing_is_refused(xlm, trained, word, error):
+    if error is None:
+        xlm("generate", f"checkpoint={trained}", word)
+    else:
+        assert error in xlm("generate", f"checkpoint={trained}", word, code=2)
+
+
+def test_an_evaluation_takes_data_but_nothing_of_the_training(xlm, trained):
+    for word in ("callbacks=replay", "lr_scheduler.warmup_steps=3"):
+        assert "changes nothing here" in xlm("eval", f"checkpoint={trained}", word, code=2)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from xlm.commands import rundir
+from xlm.config.runs import OF_THE_TRAINING
 from xlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def prepare(words: Sequence[str]) -> DictConfig:
     from xlm.commands.loading import run_config
     from xlm.config.top_level import read
 
-    config = run_config(words, Options)
+    config = run_config(words, Options, unused=OF_THE_TRAINING)
     read(Options, config)
     if config.run_dir:
         _check_free(Path(config.run_dir).expanduser())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from xlm.commands import rundir
+from xlm.config.runs import OF_THE_TRAINING
 from xlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ KEYS = {
     "predictor": "another sampler of the family",
     "predictor.temperature": "and the sampler's other values: top_p, top_k ...",
 }
+UNUSED = (*OF_THE_TRAINING, "datamodule", "dataset_manager", "metrics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ def run(words: Sequence[str]) -> int:
     from xlm.commands.loading import open_run, run_config
     from xlm.config.top_level import read
 
-    config = run_config(words, Options)
+    config = run_config(words, Options, unused=UNUSED)
     options = read(Options, config)
     asked, output = _asked(options), rundir.output_file(options.output)
     loaded = open_run(config)

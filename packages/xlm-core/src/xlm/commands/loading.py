@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,12 +183,18 @@ def _weights_path(checkpoint: str, folder: Path) -> Path:
     return given if given.is_file() else folder
 
 
-def run_config(words: Sequence[str], options: type | None = None) -> DictConfig:
-    """The configuration of the run that ``checkpoint=`` names, changed as the other words say, and checked."""
+def run_config(words: Sequence[str], options: type | None = None, *, unused: Collection[str] = ()) -> DictConfig:
+    """The configuration of the run that ``checkpoint=`` names, changed as the other words say, and checked.
+
+    Args:
+        words: As typed.
+        options: Further top-level keys of a command.
+        unused: Groups that the command does not look at, which are refused.
+    """
     named = [word.partition("=")[2] for word in words if word.startswith("checkpoint=")]
     if not named or not named[-1]:
         raise UserError("missing: checkpoint", fix="add checkpoint=RUN, a run directory or a checkpoint in one")
     folder = find_run(named[-1], where="checkpoint")
-    config = from_run(folder, [*ONE_DEVICE, *words], defaults(options) if options else None)
+    config = from_run(folder, [*ONE_DEVICE, *words], defaults(options) if options else None, unused=unused)
     validate(config, extra=tuple(defaults(options)) if options else ())
     return config

@@ -92,6 +92,7 @@ def example(asked: Asked, tokenizer: Any, *, index: int, noise_key: int) -> dict
     for part in asked.parts:
         if isinstance(part, str):
             tokens = encode(tokenizer, [part])[0].ids
+            _refuse_unknown(part, tokenizer, asked.key)
         else:
             tokens = [tokenizer.pad_token_id] * (1 if part is None else part)
         ids += tokens
@@ -102,6 +103,22 @@ def example(asked: Asked, tokenizer: Any, *, index: int, noise_key: int) -> dict
     if asked.role == "infill_prediction":
         return {**row, "input_ids": ids, "fixed": fixed} | ({"free": free} if asked.has_free_gaps else {})
     return row
+
+
+def _refuse_unknown(text: str, tokenizer: Any, where: str) -> None:
+    """Refuse letters that a lossless tokenizer, which met none of them in training, cannot write.
+
+    One that loses text anyway, as a word tokenizer does, was trained with its unknown token.
+    """
+    from xlm.data.tokenizers import encode, is_lossless
+
+    (encoding,) = encode(tokenizer, [text])
+    pieces = zip(encoding.ids, encoding.offsets, strict=True)
+    unknown = dict.fromkeys(text[start:end] for id_, (start, end) in pieces if id_ == tokenizer.unk_token_id)
+    if unknown and is_lossless(tokenizer):
+        shown = " ".join(ascii(piece) if not piece.isprintable() else repr(piece) for piece in unknown)
+        fix = "use characters of the text that the run was trained on"
+        raise UserError("the run's tokenizer cannot write these characters", where=where, value=shown, fix=fix)
 
 
 def read_prompts(path: str) -> list[Asked]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ OF_THE_CALL = ("job_type", "run_dir", "resume", "checkpoint", "weights")
 OF_THE_NETWORK = ("family", "model", "tokenizer")
 """Nodes that shape the network: they are those of the run for ever."""
 
-FIXED_GROUPS = ("model_type", "model", "tokenizer", "experiment")
+FIXED_GROUPS = ("model_type", "model", "tokenizer", "experiment", "debug")
 """Groups that cannot be chosen anew on a finished run."""
 
 
@@ -61,7 +61,17 @@ def load_overrides(run: Path) -> list[str]:
     return [str(word) for word in OmegaConf.load(file)] if file.is_file() else []
 
 
-def from_run(run: Path, overrides: Sequence[str], extra: Mapping[str, Any] | None = None) -> DictConfig:
+OF_THE_TRAINING = ("optimizer", "lr_scheduler", "callbacks", "logger")
+"""Groups, and nodes, that change nothing after the training."""
+
+
+def from_run(
+    run: Path,
+    overrides: Sequence[str],
+    extra: Mapping[str, Any] | None = None,
+    *,
+    unused: Collection[str] = (),
+) -> DictConfig:
     """A run's configuration with added options and changed values.
 
     Options are composed from today's packages; all else is as it was. What shapes the network cannot be changed.
@@ -71,6 +81,7 @@ def from_run(run: Path, overrides: Sequence[str], extra: Mapping[str, Any] | Non
         overrides: As typed: ``predictor=mdlm_ancestral``, ``predictor.top_p=0.9``,
             ``+dataset_manager@datamodule.dataset_managers.test.extra=NAME``.
         extra: Further top-level keys of a command, with their defaults.
+        unused: Groups that a command does not look at; whoever chooses one expects something else.
     """
     from omegaconf import OmegaConf, open_dict
 
@@ -79,6 +90,7 @@ def from_run(run: Path, overrides: Sequence[str], extra: Mapping[str, Any] | Non
     parsed = parse(overrides)
     refuse_sweeps(parsed)
     chosen = [override for override in parsed if is_group(override) and not _as_it_was(override, saved)]
+    _refuse_unused([override for override in parsed if is_value(override) or override in chosen], unused)
     fresh = compose_options(chosen)
     with open_dict(config):
         config.update({key: fresh[key] for key in OF_THE_CALL})
@@ -93,6 +105,14 @@ def from_run(run: Path, overrides: Sequence[str], extra: Mapping[str, Any] | Non
     _ask_for_secrets(config)
     OmegaConf.set_struct(config, True)
     return config
+
+
+def _refuse_unused(overrides: Sequence[Override], unused: Collection[str]) -> None:
+    for override in overrides:
+        key = override.key_or_group
+        if key in unused or key.partition(".")[0] in {*unused} & {*OF_THE_TRAINING}:
+            fix = "leave it out; `xlm eval` takes other data" if key.startswith("data") else "leave it out"
+            raise UserError("changes nothing here", where=key, value=override.value(), fix=fix)
 
 
 def _as_it_was(override: Override, saved: DictConfig) -> bool:
