@@ -337,5 +337,5 @@ def test_gaps_of_free_length_share_the_room_that_fixed_tokens_leave():
 
 def test_gaps_of_free_and_of_given_length_in_one_template_are_refused():
     row = {"input_ids": [9, 4, 9], "fixed": [0, 1, 0], "free": [1, 0, 0]}
-    with pytest.raises(UserError, match="free and of given length"):
+    with pytest.raises(UserError, match="mixes gaps of free and of given length in template"):
         to_fill()(keyed([row]))

@@ -36,10 +36,10 @@ class ILMCollator:
 
     Example:
         >>> from xlm.testing.factories import keyed, tiny_tokenizer  # 0 pad, 1 mask, 2 bos, 3 eos, then letters
-        >>> collate = ILMCollator(tokenizer=tiny_tokenizer(), max_length=4, seed=0, event_space="open")
+        >>> collate = ILMCollator(tokenizer=tiny_tokenizer(), max_length=4, seed=2, event_space="open")
         >>> batch = collate(keyed([{"input_ids": [4, 5, 6, 7]}]))
         >>> batch["input_ids"].tolist(), batch["tokens"].tolist(), batch["rows"].tolist()
-        ([[2, 4, 6, 7]], [5], [1])
+        ([[2, 5, 7]], [4, 6], [0, 1])
         >>> batch["n_tokens"].tolist()
         [5]
     """
@@ -202,7 +202,7 @@ class ILMInfillPredictionCollator:
         free = placeholder.any(1)
         if bool((free[:, None] & layout.predicted & ~placeholder).any()):
             fix = 'give every gap a size, or none: {"gap": null}'
-            raise UserError("gaps of free and of given length in one template", where="template", fix=fix)
+            raise UserError("mixes gaps of free and of given length", where="template", fix=fix)
         span = span_numbers(droppable)
         kept = drop(full_ids, full_mask, span, droppable, self.pad_id)
         here = ~droppable if full_mask is None else full_mask & ~droppable
