@@ -270,6 +270,14 @@ def test_empty_and_greatest_rows_have_finite_losses_and_gradients(collate, rows)
         assert all(gradient.isfinite().all() for gradient in gradients(out["loss"], loss.model))
 
 
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("missing", [[], [1]])
+def test_every_parameter_takes_part_whatever_is_missing_or_learned(missing, ends):
+    loss = ilm_loss()
+    out = loss.loss_fn(of_text([4, 5], missing, ends=ends, trains_stop=ends))
+    torch.autograd.grad(out["loss"], list(loss.model.parameters()))  # fails at one that is not in the graph
+
+
 @pytest.mark.parametrize("stop_weight", [0.0, -1.0, math.inf, math.nan])
 def test_a_stop_weight_that_is_no_weight_is_refused_by_its_key(stop_weight):
     with pytest.raises(UserError, match=r"loss\.stop_weight"):

@@ -49,17 +49,12 @@ class ILMLoss(LossFunction[ILMBatch, ILMLossDict]):
         states, stop_logit = self.model.read(batch["input_ids"], batch["attention_mask"])
         insertion = self._insertion_cross_entropy(states, batch)
         stop_logit, misses = stop_logit.to(insertion.dtype), batch["n_dropped"] > 0
-        # In templates the stop head learns nothing, but takes part: every parameter gets a gradient on every rank.
-        stop = float(batch["trains_stop"]) * F.binary_cross_entropy_with_logits(
-            stop_logit,
-            (~misses).to(insertion.dtype),
-            reduction="none",
-            pos_weight=insertion.new_tensor(self.stop_weight),
-        )
-        rows = torch.full_like(batch["n_dropped"], 1).sum()
+        costs = torch.where(misses, F.softplus(stop_logit), self.stop_weight * F.softplus(-stop_logit))
+        # Times 0 the stop head still takes part: every parameter has a gradient, on every rank.
+        stop = float(batch["trains_stop"]) * costs
         return {
             "loss": (insertion + stop).mean(),
-            "loss_denominator": rows,
+            "loss_denominator": torch.ones_like(batch["n_dropped"]).sum(),
             "nll": self._bound(insertion.detach(), stop_logit.detach(), batch),
             "n_tokens": batch["n_tokens"],
             "insertion_cross_entropy": insertion.detach().sum() / misses.sum().clamp(min=1),
