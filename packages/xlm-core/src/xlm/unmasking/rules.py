@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlm.errors import UserError
-from xlm.sampling import best_positions, entropy_scores, margin_scores, top_probability_scores
+from xlm.sampling import best_positions, entropy_scores, margin_scores, random_scores, top_probability_scores
 
 Order = Literal["random", "top_probability", "margin", "entropy"]
 
@@ -83,7 +83,7 @@ class RevealRule:
             u: One uniform number a position: of this step for Gumbel noise, the same in all steps for random orders.
         """
         if self.order == "random":
-            return u
+            return random_scores(u)
         certainty = SCORES[self.order](logits)
         if self.gumbel == 0:
             return certainty
