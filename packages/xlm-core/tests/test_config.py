@@ -74,7 +74,8 @@ def test_an_argument_that_the_option_does_not_list_needs_no_plus(toy):
 
 
 def test_a_part_can_be_added_and_removed(toy):
-    config = checked("+callbacks.best={_target_: xlm.callbacks.BestCheckpoint, monitor: x}", "~callbacks.samples")
+    best = "{_target_: xlm.callbacks.BestCheckpoint, monitor: val/pairs/loss}"
+    config = checked(f"+callbacks.best={best}", "~callbacks.samples")
     assert set(config.callbacks) == {"saver", "throughput", "progress", "best"}
 
 
@@ -412,7 +413,8 @@ def every(group):
 
 def needs(task):
     """Values that a task leaves to the user."""
-    return ["datamodule.path=/some/file"] if task == "text" else []
+    file = search.options()["datamodule"][task]
+    return ["datamodule.path=/some/file"] if search.read_yaml(file).get("path") == "???" else []
 
 
 def test_every_family_can_be_trained_on_every_task(toy):
@@ -442,7 +444,8 @@ def test_every_model_and_predictor_of_a_family_composes_and_checks(toy):
 def test_every_dataset_manager_can_be_added(toy):
     for name in every("dataset_manager"):
         source = [f"datamodule.dataset_managers.test.new.source.path={toy}"] if name == "text_loss" else []
-        config = compose([*TOY, f"+dataset_manager@datamodule.dataset_managers.test.new={name}", *source])
+        added = f"+dataset_manager@datamodule.dataset_managers.test.new={name}"
+        config = compose([*TOY, added, "datamodule.path=/some/file", *source])
         validate(config)
 
 
