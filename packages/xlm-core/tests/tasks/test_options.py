@@ -15,6 +15,7 @@ from xlm.tasks.sudoku import solutions
 OPTIONS = Path(xlm.__file__).parent / "configs" / "lightning_train"
 PUZZLES = ["sudoku_4x4", "sudoku_6x6", "sudoku_9x9"]
 TASKS = ["sudoku_4x4", "sudoku_6x6", "star_easy"]  # 9x9 differs in nothing but its lengths
+QUESTIONS = ["star_medium", "star_hard"]  # tasks with the one view of a prompt and a target
 ROLES = ("lm", "seq2seq", "seq2seq_prediction", "infill", "infill_prediction", "unconditional")
 
 
@@ -106,6 +107,25 @@ def test_both_views_fit_their_lengths_and_right_answers_get_full_marks(option, v
         assert values["exact_match"] == values["validity"] == 0
 
 
+@pytest.mark.parametrize("option", QUESTIONS)
+def test_questions_fit_their_lengths_and_right_answers_get_full_marks(option, tmp_path):
+    data = build(tmp_path, small(option), roles=("seq2seq", "seq2seq_prediction"))
+    for split in ("val", "test"):
+        loss, prediction = data.managers(split)
+        assert (loss.role, prediction.role) == ("seq2seq", "seq2seq_prediction")
+        assert vars(loss.source) == vars(prediction.source)
+        assert loss.source.split == split
+        values = mark(prediction, lambda example: example["target"])
+        assert values["exact_match"] == values["token_accuracy"] == values["validity"] == 1
+        assert mark(prediction, lambda example: "x")["validity"] == 0
+
+
+@pytest.mark.parametrize(("option", "longest"), [("star_medium", (32, 10)), ("star_hard", (112, 22))])
+def test_the_longest_question_and_answer_leave_room_for_eos_alone(option, longest):
+    data = construct(compose([f"datamodule={option}"]).datamodule)
+    assert (data.max_prompt_length, data.max_target_length - 1) == longest
+
+
 @pytest.mark.parametrize("option", TASKS)
 def test_longest_rows_fill_the_lengths_exactly(option, tmp_path):
     data = build(tmp_path, small(option), roles=("seq2seq", "seq2seq_prediction"))
@@ -166,8 +186,9 @@ def test_all_puzzles_of_a_data_module_have_the_size_of_its_name(option):
     assert sizes == {size}
 
 
-def test_star_sizes_are_those_of_the_paper():
-    data = construct(compose(["datamodule=star_easy"]).datamodule)
+@pytest.mark.parametrize("option", ["star_easy", "star_medium", "star_hard"])
+def test_star_sizes_are_those_of_the_paper(option):
+    data = construct(compose([f"datamodule={option}"]).datamodule)
     assert [data.managers(split)[0].source.n for split in ("train", "val", "test")] == [50_000, 100, 5000]
     assert [data.managers(split)[1].source.n for split in ("val", "test")] == [100, 5000]
 

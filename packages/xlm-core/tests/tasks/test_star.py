@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -130,11 +132,94 @@ def test_rows_do_not_depend_on_the_process_or_its_hash_seed():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "key"), [({"n_labels": 12}, "n_labels"), ({"degree": 1}, "degree"), ({"path_length": 1}, "path_length")]
+    ("wrong", "key"),
+    [
+        ({"n_labels": 12}, "n_labels"),
+        ({"degree": 1}, "degree"),
+        ({"path_length": 1}, "path_length"),
+        ({"path_length": [4, 3]}, "path_length"),
+        ({"path_length": [3, 4, 5]}, "path_length"),
+        ({"path_length": [3, 5], "plan": 3}, "plan"),
+        ({"plan": 0}, "plan"),
+        ({"path_length": [3, 8]}, "n_labels"),  # 22 nodes of 20 labels
+    ],
 )
 def test_impossible_graphs_are_refused_by_key(wrong, key):
     with pytest.raises(UserError, match=rf"source\.{key}"):
         Star(split="train", **wrong)
+
+
+MEDIUM = {"path_length": [3, 6], "plan": 2}
+HARD = {"degree": 5, "path_length": [6, 12], "plan": 5, "n_labels": 56}
+
+
+def paths_of(row: dict[str, str]) -> tuple[str, list[int], list[int]]:
+    """The hub, and the lengths in edges of the ways into it and out of it; a graph of another form fails."""
+    edges, _, _ = parse(row)
+    starts, ends = [a for a, _ in edges], [b for _, b in edges]
+    (hub,) = {node for node in starts if starts.count(node) > 1}
+
+    def walk(node: str, steps: dict[str, str]) -> int:
+        return 0 if node not in steps else 1 + walk(steps[node], steps)
+
+    assert max(ends.count(node) for node in ends if node != hub) == 1
+    before = {b: a for a, b in edges if b != hub}
+    after = {a: b for a, b in edges if a != hub}
+    ins = [1 + walk(a, before) for a, b in edges if b == hub]
+    return hub, ins, [1 + walk(b, after) for a, b in edges if a == hub]
+
+
+@pytest.fixture(scope="module", params=[MEDIUM, HARD], ids=["medium", "hard"])
+def asymmetric(request):
+    options = {"degree": 3, "n_labels": 20, **request.param}
+    return options, Star(split="train", n=400, **options).rows()
+
+
+def test_paths_share_the_hub_alone_and_plan_steps_follow_it_on_each(asymmetric):
+    options, rows = asymmetric
+    fewest, most = options["path_length"]
+    for row in rows:
+        _, ins, outs = paths_of(row)
+        assert len(outs) == options["degree"] >= len(ins)
+        assert min(outs) >= options["plan"]
+        assert sum(ins) + sum(outs) == len(parse(row)[0])
+        assert max(outs) < most
+        assert options["degree"] * (fewest - 1) <= sum(ins) + sum(outs) <= options["degree"] * (most - 1)
+
+
+def test_the_target_leads_through_the_hub_from_the_beginning_to_the_end_of_a_path(asymmetric):
+    options, rows = asymmetric
+    fewest, most = options["path_length"]
+    places = set()
+    for row in rows:
+        hub, _, _ = paths_of(row)
+        edges, source, goal = parse(row)
+        path = row["target"].split(" ")
+        assert StarCheck()(row, row["target"])
+        assert source == hub or source not in {b for _, b in edges}
+        assert goal not in {a for a, _ in edges}
+        assert fewest - 1 <= len(path) // 2 < most
+        places.add((len(path) // 2, [source, *path[1::2]].index(hub)))
+    assert places == {(n - 1, i) for n in range(fewest, most + 1) for i in range(n - options["plan"])}
+
+
+def test_the_longest_hard_row_has_112_prompt_and_22_target_tokens():
+    rows = Star(split="val", n=1, degree=5, path_length=12, plan=5, n_labels=56).rows()
+    assert (len(rows[0]["prompt"].split()), len(rows[0]["target"].split())) == (112, 22)
+
+
+def test_no_asymmetric_question_is_in_two_splits_however_its_paths_are_paired():
+    small = {"degree": 2, "path_length": [2, 3], "plan": 1, "n_labels": 5}
+    seen = {}
+    for seed, (split, n) in enumerate(zip(SPLITS, (300, 30, 30), strict=True)):
+        for row in Star(split=split, n=n, seed=seed, **small).rows():
+            edges, source, goal = parse(row)
+            assert seen.setdefault((frozenset(edges), source, goal), split) == split
+
+
+def test_rows_of_the_easy_graphs_are_those_of_earlier_versions(rows):
+    digest = hashlib.blake2b(json.dumps(rows[:200]).encode(), digest_size=8).hexdigest()
+    assert digest == "470282298485658a"  # data sets are named by their options: the same name, the same rows
 
 
 def test_check_accepts_every_target_with_or_without_the_prompt(rows):
