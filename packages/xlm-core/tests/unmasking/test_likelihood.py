@@ -78,6 +78,14 @@ def test_every_order_and_every_schedule_gives_another_likelihood(rules):
     assert not any(torch.allclose(one, other) for one, other in itertools.combinations(found, 2))
 
 
+def test_exact_likelihoods_are_after_the_token_filters_so_a_greedy_sampler_has_one_text():
+    model = inconsistent()
+    batch = batch_of(model.all_strings())
+    nll = in_order(Denoiser(model, TOKENIZER), batch, RevealRule("margin"), TokenFilter(temperature=0.0))["nll"]
+    assert sorted(nll.tolist())[0] == 0
+    assert sorted(nll.tolist())[1] == math.inf
+
+
 def test_an_exact_denoiser_has_one_likelihood_in_every_one_token_order():
     model = exact()
     denoiser, batch = Denoiser(model, TOKENIZER), batch_of(model.all_strings())
