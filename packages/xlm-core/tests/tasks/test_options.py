@@ -15,7 +15,7 @@ from xlm.tasks.sudoku import solutions
 OPTIONS = Path(xlm.__file__).parent / "configs" / "lightning_train"
 PUZZLES = ["sudoku_4x4", "sudoku_6x6", "sudoku_9x9"]
 TASKS = ["sudoku_4x4", "sudoku_6x6", "star_easy"]  # 9x9 differs in nothing but its lengths
-QUESTIONS = ["star_medium", "star_hard"]  # tasks with the one view of a prompt and a target
+QUESTIONS = ["star_medium", "star_hard", "addition", "addition_reversed"]  # a prompt and a target come first
 ROLES = ("lm", "seq2seq", "seq2seq_prediction", "infill", "infill_prediction", "unconditional")
 
 
@@ -120,7 +120,9 @@ def test_questions_fit_their_lengths_and_right_answers_get_full_marks(option, tm
         assert mark(prediction, lambda example: "x")["validity"] == 0
 
 
-@pytest.mark.parametrize(("option", "longest"), [("star_medium", (32, 10)), ("star_hard", (112, 22))])
+@pytest.mark.parametrize(
+    ("option", "longest"), [("star_medium", (32, 10)), ("star_hard", (112, 22)), ("addition", (12, 6))]
+)
 def test_the_longest_question_and_answer_leave_room_for_eos_alone(option, longest):
     data = construct(compose([f"datamodule={option}"]).datamodule)
     assert (data.max_prompt_length, data.max_target_length - 1) == longest
@@ -176,6 +178,16 @@ def test_what_is_said_of_the_training_source_holds_for_the_other_splits(option, 
     for key in values:
         assert len({str(getattr(source, key)) for source in sources}) == 1
     assert [source.split for source in sources] == ["train", "val", "test"]
+
+
+def test_sums_and_their_check_are_reversed_together():
+    for option, reverse in (("addition", False), ("addition_reversed", True)):
+        config = compose([f"datamodule={option}", "datamodule.dataset_managers.train.addition.source.digits=2"])
+        data = construct(config.datamodule)
+        for split in ("val", "test"):
+            loss, prediction = data.managers(split)
+            assert loss.source.digits == prediction.source.digits == 2
+            assert loss.source.reverse == prediction.metrics["validity"].is_right.reverse == reverse
 
 
 @pytest.mark.parametrize("option", PUZZLES)
