@@ -16,6 +16,7 @@ from xlm.nn.linear_cross_entropy import linear_cross_entropy
 from xlm.noise import Stream, uniforms
 from xlm.protocols import Predictions, Predictor, SequenceLikelihood, Tokenizer
 from xlm.sampling import TokenFilter, draw, penalise_repetition, suppress, suppressed_ids
+from xlm.stopping import stop_strings, text_before
 from xlm.trace import Trace, by_row
 
 from xlm_arlm.types import ARLMBatch, ARLMModel, ARLMPromptBatch, special_id
@@ -67,7 +68,7 @@ class ARLMPredictor(Predictor[ARLMPromptBatch, Predictions]):
         self.filter = TokenFilter(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         self.max_new_tokens = max_target_length or model.max_length if max_new_tokens is None else max_new_tokens
         self.min_new_tokens, self.repetition_penalty = min_new_tokens, repetition_penalty
-        self.stop = [stop] if isinstance(stop, str) else list(stop)
+        self.stop = stop_strings(stop)
         self._check()
 
     def _check(self) -> None:
@@ -82,8 +83,6 @@ class ARLMPredictor(Predictor[ARLMPromptBatch, Predictions]):
             raise UserError(
                 "must be above 0", where="predictor.repetition_penalty", value=self.repetition_penalty, fix=fix
             )
-        if "" in self.stop:
-            raise UserError("holds an empty string", where="predictor.stop", fix="remove it: every text holds it")
 
     @torch.no_grad()
     def predict(self, batch: ARLMPromptBatch) -> Predictions:
@@ -183,8 +182,7 @@ class ARLMPredictor(Predictor[ARLMPromptBatch, Predictions]):
         return rows
 
     def _text(self, ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text[: min((text.index(stop) for stop in self.stop if stop in text), default=len(text))]
+        return text_before(self.tokenizer.decode(ids, skip_special_tokens=True), self.stop)
 
     @torch.no_grad()
     def log_likelihood(self, batch: ARLMBatch, *, draws: int = 1) -> SequenceLikelihood:

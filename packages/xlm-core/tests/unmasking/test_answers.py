@@ -2,12 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from xlm.data.layout import completions, prediction_batch, templates
-from xlm.errors import UserError
 from xlm.testing.factories import keyed, tiny_tokenizer
-from xlm.unmasking.answers import answer_rows, answers, read_answers, stop_strings
+from xlm.unmasking.answers import answer_rows, answers, read_answers
 
 TOKENIZER = tiny_tokenizer()  # 0 pad, 1 mask, 2 bos, 3 eos, a = 4, b = 5, ...
 PAD, MASK, EOS = 0, 1, 3
@@ -54,10 +52,3 @@ def test_a_stop_string_in_the_prompt_or_in_a_template_stops_nothing():
     examples = keyed([{"input_ids": [4, 5, 6], "fixed": [1, 0, 1]}])
     batch = prediction_batch(examples, templates(examples, PAD, 3), prompt_lengths=[0], ends_at_eos=False)
     assert read(batch, [[4, 5, 6]], ("b",)) == [("abc", [4, 5, 6])]
-
-
-def test_one_string_or_several_may_be_given_but_none_that_every_text_holds():
-    assert stop_strings("end") == ["end"]
-    assert stop_strings(["a", "b"]) == ["a", "b"]
-    with pytest.raises(UserError, match=r"holds an empty string in predictor\.stop"):
-        stop_strings(["a", ""])

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from xlm.protocols import Model, Predictions, Predictor, SequenceLikelihood, Tokenizer
 from xlm.sampling import TokenFilter
+from xlm.stopping import stop_strings
 from xlm.trace import Trace
-from xlm.unmasking.answers import answer_rows, read_answers, stop_strings
+from xlm.unmasking.answers import answer_rows, read_answers
 from xlm.unmasking.batch import MaskedPredictionBatch
 from xlm.unmasking.denoiser import Denoiser
 from xlm.unmasking.fill import TokenRule, fill_by_rule

@@ -24,9 +24,6 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(d_model, eps=1e-6, elementwise_affine=elementwise_affine, bias=False)
 
 
-RMSNorm = LayerNorm
-
-
 class MLP(nn.Module):
     """Two bias-free projections round a GELU; ``d_ff=None`` is 4 x d_model, so that a layer has 12 d_model^2."""
 

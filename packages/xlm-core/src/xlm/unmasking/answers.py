@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,18 +9,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from xlm.errors import UserError
 from xlm.protocols import Predictions, Tokenizer
+from xlm.stopping import stopped_length, text_before
 from xlm.trace import Trace, by_row
 from xlm.unmasking.batch import MaskedPredictionBatch, places, real_tokens
-
-
-def stop_strings(stop: str | Sequence[str]) -> list[str]:
-    """The option ``predictor.stop`` as a list: a string, or several."""
-    strings = [stop] if isinstance(stop, str) else list(stop)
-    if "" in strings:
-        raise UserError("holds an empty string", where="predictor.stop", fix="remove it: every text holds it")
-    return strings
 
 
 def read_answers(
@@ -55,21 +46,6 @@ def read_answers(
     if trace is not None:
         predictions["trace"] = trace.events()
     return predictions
-
-
-def stopped_length(tokenizer: Tokenizer, ids: list[int], stop: Sequence[str]) -> int:
-    """Length of the shortest beginning whose text holds a stop string; of all, if none does."""
-
-    def holds(n: int) -> bool:
-        text = tokenizer.decode(ids[:n], skip_special_tokens=True)
-        return any(string in text for string in stop)
-
-    return min(len(ids), bisect_left(range(len(ids) + 1), True, key=holds))
-
-
-def text_before(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
-    return text[: min((text.index(string) for string in stop if string in text), default=len(text))]
 
 
 def answer_rows(

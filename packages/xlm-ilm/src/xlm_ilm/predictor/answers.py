@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from xlm.protocols import Predictions, Tokenizer
+from xlm.stopping import stopped_length, text_before
 from xlm.trace import Trace, by_row
-from xlm.unmasking.answers import stopped_length, text_before
 
 from xlm_ilm.predictor.rows import Rows
 from xlm_ilm.types import ILMPredictionBatch

@@ -12,8 +12,8 @@ from xlm.errors import UserError
 from xlm.noise import Stream, uniforms
 from xlm.protocols import Predictions, Predictor, SequenceLikelihood, Tokenizer
 from xlm.sampling import TokenFilter, suppressed_ids
+from xlm.stopping import stop_strings
 from xlm.trace import Trace
-from xlm.unmasking.answers import stop_strings
 
 from xlm_ilm.predictor.answers import answer_rows, read_answers
 from xlm_ilm.predictor.likelihood import insertion_bound, order_bound

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from xlm.protocols import Model, NoiseSchedule, Predictions, Predictor, SequenceLikelihood, Tokenizer
 from xlm.sampling import TokenFilter
+from xlm.stopping import stop_strings
 from xlm.trace import Trace
-from xlm.unmasking.answers import answer_rows, read_answers, stop_strings
+from xlm.unmasking.answers import answer_rows, read_answers
 from xlm.unmasking.batch import REVEAL_STREAM, MaskedPredictionBatch, placed_uniforms
 from xlm.unmasking.denoiser import Denoiser
 from xlm.unmasking.fill import Filled, TokenRule, fill_by_plan
