@@ -168,10 +168,12 @@ def test_the_vocabulary_has_everything_that_other_splits_need(option, tmp_path):
         ),
         ("stdlib", {"max_bytes": 50_000, "val_fraction": 0.2, "test_fraction": 0.3}),
         ("sudoku_4x4", {"clues": [7, 8]}),
+        ("hmm", {"n_symbols": 3, "stay": 0.8, "noise": 0.2}),
+        ("pcfg", {"most_pairs": 5, "kinds": 3, "branch": 0.3}),
     ],
 )
 def test_what_is_said_of_the_training_source_holds_for_the_other_splits(option, values):
-    name = "sudoku" if option.startswith("sudoku") else "text"
+    name = {"text": "text", "stdlib": "text", "sudoku_4x4": "sudoku"}.get(option, option)
     given = [f"datamodule.dataset_managers.train.{name}.source.{key}={value}" for key, value in values.items()]
     managers = construct(compose([f"datamodule={option}", "datamodule.path=.", *given]).datamodule)
     sources = [managers.managers(split)[0].source for split in ("train", "val", "test")]
@@ -188,6 +190,33 @@ def test_sums_and_their_check_are_reversed_together():
             loss, prediction = data.managers(split)
             assert loss.source.digits == prediction.source.digits == 2
             assert loss.source.reverse == prediction.metrics["validity"].is_right.reverse == reverse
+
+
+def test_every_row_of_hmm_is_one_window_of_the_process(tmp_path):
+    data = build(tmp_path, [*small("hmm"), "datamodule.max_length=6", "datamodule.event_space=open"])
+    for split in ("train", "val", "test"):
+        manager = data.managers(split)[0]
+        assert (manager.role, manager.event_space, manager.source.split) == ("lm", "window", split)
+        rows = [example["text"].replace(" ", "") for example in manager.examples(range(len(manager)))]
+        assert ["".join(rows)] == [row["text"] for row in manager.source.rows()]
+        assert [len(row) for row in rows] == [6, 6, 6]
+
+
+def test_every_row_of_pcfg_is_one_text_and_samples_are_judged(tmp_path):
+    data = build(tmp_path, [*small("pcfg"), "datamodule.event_space=window"])
+    for split in ("train", "val", "test"):
+        manager = data.managers(split)[0]
+        assert (manager.role, manager.event_space, manager.source.split) == ("lm", "open", split)
+        texts = [row["text"] for row in manager.source.rows()]
+        assert [example["text"] for example in manager.examples(range(3))] == texts
+    samples = data.managers("test")[1]
+    assert mark(samples, lambda example: "([])")["validity"] == 1
+    assert mark(samples, lambda example: "([)]")["validity"] == 0
+
+
+def test_the_longest_text_of_pcfg_fills_a_row():
+    data = construct(compose(["datamodule=pcfg"]).datamodule)
+    assert data.max_length == 2 * data.managers("train")[0].source.most_pairs + 1
 
 
 @pytest.mark.parametrize("option", PUZZLES)
