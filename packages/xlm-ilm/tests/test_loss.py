@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from xlm.errors import UserError
 from xlm.testing.contracts import LossContract
 from xlm.testing.factories import infill_examples, keyed, lm_examples, seq2seq_examples, tiny_tokenizer
+from xlm.testing.insertion import ExactInserter, random_text_table
 from xlm_ilm.collator import ILMCollator, ILMInfillCollator, ILMSeq2SeqCollator
 from xlm_ilm.dropping import drop, span_numbers
 from xlm_ilm.loss import ILMLoss
@@ -80,12 +81,14 @@ def dense(model: nn.Module, batch: ILMBatch, stop_weight: float = 1.0) -> torch.
     target = target.view_as(logits)
     total = torch.zeros((), dtype=logits.dtype)
     for i, n in enumerate(batch["n_dropped"].tolist()):
+        cost = torch.zeros((), dtype=logits.dtype)
         if n:
             log_p = logits[i].flatten().log_softmax(0)
-            total = total - log_p[target[i].flatten() > 0] @ target[i].flatten()[target[i].flatten() > 0] / n
+            cost = cost - log_p[target[i].flatten() > 0] @ target[i].flatten()[target[i].flatten() > 0] / n
         if batch["trains_stop"]:
-            total = total + (F.softplus(stop_logit[i]) if n else stop_weight * F.softplus(-stop_logit[i]))
-    return total / len(batch["input_ids"])
+            cost = cost + (F.softplus(stop_logit[i]) if n else stop_weight * F.softplus(-stop_logit[i]))
+        total = total + (int((batch["span"][i] >= 0).sum()) + 1) * cost
+    return total / batch["n_tokens"].sum()
 
 
 class TestWindowLoss(LossContract):
@@ -153,7 +156,7 @@ def test_a_uniform_model_costs_log_of_gaps_times_tokens_and_one_bit_to_stop():
 def test_eos_can_be_inserted_in_a_window_but_not_where_the_end_counts():
     loss = ilm_loss(uniform_model())
     window = loss.loss_fn(of_text([4, EOS, 6], [2], ends=False))
-    assert window["insertion_cross_entropy"].item() == pytest.approx(math.log(3 * 9))
+    assert window["insertion_cross_entropy"].item() == pytest.approx(4 * math.log(3 * 9) / 3)
     assert window["nll"].item() == pytest.approx(4 * math.log(3 * 9) - math.log(6))
     assert loss.loss_fn(of_text([4, EOS, 6], [2]))["loss"].isposinf()
 
@@ -216,6 +219,21 @@ def test_the_mean_of_nll_over_many_keys_is_the_bound():
     assert abs(float(nll.mean()) - expected) < 4 * float(nll.std()) / 100
 
 
+def test_its_mean_over_all_draws_is_stationary_at_the_network_whose_texts_follow_the_data():
+    """Of texts of unequal length: were their weights equal, it would be at p / (L + 1) instead."""
+    table = random_text_table(2, 3)
+    model = ExactInserter(table, token_ids=[4, 5], vocab_size=len(TOKENIZER))
+    loss, expected = ilm_loss(model), torch.zeros((), dtype=torch.float64)
+    for p, ids in zip(table.tolist(), model.texts(), strict=True):
+        for n in range(len(ids) + 1):
+            sets = list(itertools.combinations(range(1, len(ids) + 1), n))
+            for missing in sets:
+                out = loss.loss_fn(of_text(ids, list(missing)))
+                expected = expected + p / (len(ids) + 1) / len(sets) * out["loss"] * out["loss_denominator"]
+    for gradient in torch.autograd.grad(expected, [model.insert_logits, model.stop_logits]):
+        assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-9)
+
+
 def test_the_stop_head_learns_from_windows_and_texts_but_not_from_templates():
     for trains_stop in (True, False):
         loss = ilm_loss()
@@ -239,7 +257,7 @@ def test_where_nothing_is_missing_or_to_be_learned_loss_and_gradients_are_zero()
     assert out["loss"].item() == out["insertion_cross_entropy"].item() == 0
     assert out["nll"].tolist() == [0, 0, 0]
     assert out["n_tokens"].tolist() == [0, 0, 0]
-    assert int(out["loss_denominator"]) == 3
+    assert int(out["loss_denominator"]) == 0
     assert not any(gradient.any() for gradient in gradients(out["loss"], loss.model))
 
 
@@ -266,7 +284,7 @@ def test_empty_and_greatest_rows_have_finite_losses_and_gradients(collate, rows)
         out = loss.loss_fn(collate([{**row, "position": position + 7 * i} for i, row in enumerate(rows)]))
         assert out["loss"].isfinite()
         assert out["nll"].isfinite().all()
-        assert int(out["loss_denominator"]) == len(rows)
+        assert int(out["loss_denominator"]) == int(out["n_tokens"].sum())
         assert all(gradient.isfinite().all() for gradient in gradients(out["loss"], loss.model))
 
 

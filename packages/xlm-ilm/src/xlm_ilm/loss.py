@@ -14,11 +14,14 @@ from xlm_ilm.types import ILMBatch, ILMLossDict, ILMModel
 
 
 class ILMLoss(LossFunction[ILMBatch, ILMLossDict]):
-    """Mean over rows of insertion cross-entropy and stop loss, in nats.
+    """Sum over rows of (L + 1) x (insertion cross-entropy + stop loss), in nats per predicted real token.
 
     With the softmax over all open (gap, token) pairs of a row, a row that misses n > 0 tokens costs the mean over these
     of -log p(gap, token | kept); one that misses nothing costs no insertion. On texts and targets the stop head adds
     its binary cross-entropy, whose target is "nothing is missing". Where the end counts, EOS cannot be inserted.
+
+    A text of L tokens shows one of the L + 1 numbers n that lead to it, hence its weight. With equal weights a network
+    that is trained perfectly would draw texts in proportion to p / (L + 1): too many short ones.
 
     ``nll`` is an unbiased one-draw estimate of the bound on -log p of a sequence of L tokens, n uniform on {0..L}:
 
@@ -45,20 +48,22 @@ class ILMLoss(LossFunction[ILMBatch, ILMLossDict]):
         self.suppressed_with_end = self.suppressed_with_end.to(pl_module.device)
 
     def loss_fn(self, batch: ILMBatch) -> ILMLossDict:
-        """The loss a row, the bound a sequence, and the two parts of the loss."""
+        """The loss a token, the bound a sequence, and the two parts of the loss."""
         states, stop_logit = self.model.read(batch["input_ids"], batch["attention_mask"])
         insertion = self._insertion_cross_entropy(states, batch)
         stop_logit, misses = stop_logit.to(insertion.dtype), batch["n_dropped"] > 0
         costs = torch.where(misses, F.softplus(stop_logit), self.stop_weight * F.softplus(-stop_logit))
         # Times 0 the stop head still takes part: every parameter has a gradient, on every rank.
         stop = float(batch["trains_stop"]) * costs
+        n_tokens, weight = batch["n_tokens"].sum(), _length(batch) + 1
+        insertion_part, stop_part = ((weight * cost).sum() / n_tokens.clamp(min=1) for cost in (insertion, stop))
         return {
-            "loss": (insertion + stop).mean(),
-            "loss_denominator": torch.ones_like(batch["n_dropped"]).sum(),
+            "loss": insertion_part + stop_part,
+            "loss_denominator": n_tokens,
             "nll": self._bound(insertion.detach(), stop_logit.detach(), batch),
             "n_tokens": batch["n_tokens"],
-            "insertion_cross_entropy": insertion.detach().sum() / misses.sum().clamp(min=1),
-            "stop_loss": stop.detach().mean(),
+            "insertion_cross_entropy": insertion_part.detach(),
+            "stop_loss": stop_part.detach(),
         }
 
     def _insertion_cross_entropy(self, states: Tensor, batch: ILMBatch) -> Tensor:
@@ -79,8 +84,12 @@ class ILMLoss(LossFunction[ILMBatch, ILMLossDict]):
 
     def _bound(self, insertion: Tensor, stop_logit: Tensor, batch: ILMBatch) -> Tensor:
         """The one-draw estimate of ``nll``."""
-        length = batch["n_tokens"] - int(batch["counts_stop"])
-        cost = insertion
+        length, cost = _length(batch), insertion
         if batch["counts_stop"]:
             cost = cost + torch.where(batch["n_dropped"] > 0, F.softplus(stop_logit), F.softplus(-stop_logit))
         return (length + 1) * cost - torch.lgamma((length + 1).to(cost.dtype))
+
+
+def _length(batch: ILMBatch) -> Tensor:
+    """L of every row: tokens that can be missing."""
+    return batch["n_tokens"] - int(batch["counts_stop"])

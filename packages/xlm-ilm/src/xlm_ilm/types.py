@@ -69,9 +69,9 @@ class ILMLossDict(LossDict):
     """The loss, its denominators, and what is logged beside it."""
 
     insertion_cross_entropy: Float[Tensor, ""]
-    """Mean over the rows that miss tokens of -log p(gap, token), itself a mean over a row's dropped tokens, nats."""
+    """The part of ``loss`` from -log p(gap, token), nats per predicted real token."""
     stop_loss: Float[Tensor, ""]
-    """Mean over all rows of the stop head's binary cross-entropy, nats; 0 where it does not learn."""
+    """The part from the stop head's binary cross-entropy, nats per predicted real token; 0 where it does not learn."""
 
 
 @runtime_checkable
