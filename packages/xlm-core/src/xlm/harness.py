@@ -90,7 +90,7 @@ class Harness(pl.LightningModule):
         """Set by a signal handler on one rank; ``stop_agreed`` is the answer of all."""
         self.stop_agreed = False
         self.tokens: Float[Tensor, ""] = torch.zeros((), dtype=torch.float64)
-        """Loss denominators of the run so far, over all ranks: real tokens."""
+        """Of the run so far, over all ranks: real tokens, ``n_tokens`` of the batches, or else loss denominators."""
 
         self._window = Window()
         self._verdict: Verdict | None = None
@@ -144,7 +144,7 @@ class Harness(pl.LightningModule):
         """What Lightning differentiates: the loss, or its sum under accumulation and several ranks."""
         self._reseed_dropout(batch_idx)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return self._window.add(self._train_loss(batch), batch.get("index"), parts=parts)
+        return self._window.add(self._train_loss(batch), batch, parts=parts)
 
     def _reseed_dropout(self, batch_idx: int) -> None:
         """The only user of the global generator. So a resumed run drops what the straight one would have."""
@@ -184,7 +184,7 @@ class Harness(pl.LightningModule):
         sums = self._window.sums(stop=self.stop_requested)
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        self.tokens += sums[1]
+        self.tokens += sums[2]
         return sums
 
     def _submit(self, verdict: Verdict, optimizer: Optimizer) -> None:
@@ -210,7 +210,7 @@ class Harness(pl.LightningModule):
             self._judge(verdict)
 
     def _judge(self, verdict: Verdict) -> None:
-        norm, loss, denominator, stop, *extra = verdict.read()
+        norm, loss, denominator, _, stop, *extra = verdict.read()
         if not (math.isfinite(norm) and math.isfinite(loss)):
             raise NonFiniteError(self._diagnose(verdict))
         self.stop_agreed = stop > 0

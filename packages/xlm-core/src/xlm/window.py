@@ -32,6 +32,7 @@ class MicroBatch:
 
     loss: Float[Tensor, ""]
     denominator: Tensor
+    tokens: Tensor
     extras: dict[str, Tensor]
     nll: Float[Tensor, " batch"] | None
     index: Any
@@ -53,31 +54,33 @@ class Window:
     def __init__(self) -> None:
         self.micro_batches: list[MicroBatch] = []
 
-    def add(self, losses: Mapping[str, Any], index: Any, *, parts: int) -> Tensor:
+    def add(self, losses: Mapping[str, Any], batch: Mapping[str, Any], *, parts: int) -> Tensor:
         """Note a micro-batch, and give what to differentiate.
 
         Args:
             losses: What the loss function returned.
-            index: Data-set indices of the examples, for the error message.
+            batch: Their ``index`` in the data set, for the error message, and ``n_tokens``, real tokens to count.
             parts: Micro-batches times ranks. With one part that is the loss; with several its sum, see ``scale``.
         """
         loss: Tensor = losses["loss"]
         denominator = torch.as_tensor(losses.get("loss_denominator", 1.0), device=loss.device).detach()
         nll = losses.get("nll")
-        self.micro_batches.append(
-            MicroBatch(loss.detach(), denominator, extras(losses), None if nll is None else nll.detach(), index)
-        )
+        tokens = torch.as_tensor(batch["n_tokens"], device=loss.device).sum() if "n_tokens" in batch else denominator
+        nll = None if nll is None else nll.detach()
+        micro_batch = MicroBatch(loss.detach(), denominator, tokens, extras(losses), nll, batch.get("index"))
+        self.micro_batches.append(micro_batch)
         if parts == 1:
             return loss
         return loss.to(torch.promote_types(loss.dtype, torch.float32)) * denominator  # bf16 counts only to 256
 
     def sums(self, *, stop: bool) -> Float[Tensor, " sums"]:
-        """(sum of loss times denominator, sum of denominators, ``stop``) of this rank, then the sum of each extra."""
+        """Of this rank: sums of loss times denominator, of denominators and of tokens, ``stop``, then of each extra."""
         weights = torch.stack([micro.denominator for micro in self.micro_batches]).to(self._dtype())
         columns = [torch.stack([micro.loss for micro in self.micro_batches])]
         columns += [torch.stack([micro.extras[name] for micro in self.micro_batches]) for name in self.names]
         loss, *rest = [(column.to(weights) * weights).sum() for column in columns]
-        return torch.stack([loss, weights.sum(), torch.full_like(loss, float(stop)), *rest])
+        tokens = torch.stack([micro.tokens for micro in self.micro_batches]).to(weights).sum()
+        return torch.stack([loss, weights.sum(), tokens, torch.full_like(loss, float(stop)), *rest])
 
     @property
     def names(self) -> list[str]:

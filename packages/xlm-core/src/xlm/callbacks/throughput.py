@@ -16,7 +16,7 @@ SUMS = ("seconds", "tokens", "steps")
 
 
 class Throughput(Callback):
-    """Logs ``train/tokens_per_s`` (real tokens of all ranks: the loss's denominators) and ``train/seconds_per_step``.
+    """Logs ``train/tokens_per_s`` (real tokens of all ranks) and ``train/seconds_per_step``.
 
     Validation does not count. A resumed run goes on counting: its checkpoint holds the sums.
     """
