@@ -98,6 +98,8 @@ def test_csv_rows_of_another_width_or_with_open_quotes_are_named(file):
         TableFiles(path=file("q,a\n1,2,3\n", "b.csv"), **PAIRS).rows()
     with pytest.raises(UserError, match="is no CSV"):
         TableFiles(path=file('q,a\n1,"2\n', "c.csv"), **PAIRS).rows()
+    with pytest.raises(UserError, match=r"is no CSV .*line 3"):
+        TableFiles(path=file('q,a\n1,2\n1,"2"x\n', "d.csv"), **PAIRS).rows()
 
 
 def test_csv_takes_texts_longer_than_pythons_limit(file):

@@ -201,7 +201,7 @@ def _separated(file: Path, needed: Sequence[str], *, delimiter: str) -> Found:
                 raise UserError(what, where=where, fix="quote values that hold the delimiter")
             yield where, row
     except csv.Error as error:
-        what, where = f"is no CSV ({error})", f"{file}, line {reader.line_num}"
+        what, where = f"is no CSV ({error})", f"{file}, line {reader.reader.line_num}"
         raise UserError(what, where=where, fix="correct the quotes") from error
 
 
