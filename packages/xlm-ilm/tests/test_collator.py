@@ -277,22 +277,23 @@ def test_a_tokenizer_without_a_token_that_rows_need_is_refused(name):
             build(tokenizer=tokenizer)
 
 
-def test_after_a_prompt_there_is_room_for_the_longest_target():
+def test_after_a_prompt_there_is_room_for_what_it_leaves():
     collate = ILMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=8, max_target_length=2)
     batch = collate(keyed([{"prompt_ids": [4]}, {"prompt_ids": [5, 6]}, {"prompt_ids": []}]))
     assert batch["input_ids"].tolist() == [[BOS, 4, PAD], [BOS, 5, 6], [BOS, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[True, True, False], [True] * 3, [True, False, False]]
-    assert batch["room"].tolist() == [[0, 2, 0], [0, 0, 2], [2, 0, 0]]
+    assert batch["room"].tolist() == [[0, 7, 0], [0, 0, 6], [8, 0, 0]]
     assert batch["span"].tolist() == [[-1, 0, -1], [-1, -1, 0], [0, -1, -1]]
     assert batch["prompt_lengths"].tolist() == [1, 2, 0]
     assert batch["free"].all()
     assert not batch["whole"].any()
 
 
-def test_without_a_target_length_there_is_room_for_what_a_prompt_leaves():
-    collate = ILMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=5)
-    batch = collate(keyed([{"prompt_ids": [4, 5]}, {"prompt_ids": [5, 6, 7, 8]}]))
-    assert batch["room"].amax(1).tolist() == [3, 1]
+@pytest.mark.parametrize(("asked", "fix"), [(5, "use 4 or fewer"), (9, "use 4 or fewer")])
+def test_an_answer_that_does_not_fit_after_a_prompt_names_the_key_that_asked_for_it(asked, fix):
+    collate = ILMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=8, max_target_length=asked)
+    with pytest.raises(UserError, match=rf"a row has 4 tokens, {max(8 - asked, 0)} fit .* in max_new_tokens .*{fix}"):
+        collate(keyed([{"prompt_ids": [4]}, {"prompt_ids": [4] * 4}]))
 
 
 @pytest.mark.parametrize(("options", "fits"), [({}, 7), ({"max_target_length": 3}, 5), ({"max_prompt_length": 2}, 2)])

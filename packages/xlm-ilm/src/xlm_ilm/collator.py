@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
-from xlm.data.layout import Layout, lengths_within, special_id, templates, windows
+from xlm.data.layout import Layout, check_room, lengths_within, special_id, templates, windows
 from xlm.data.padding import keys, pad, padding_mask, positions
 from xlm.errors import UserError
 from xlm.noise import low_discrepancy_times, uniforms
@@ -116,11 +116,13 @@ class ILMInfillCollator:
 class ILMSeq2SeqPredictionCollator:
     """Role ``seq2seq_prediction``: a prompt, and one open gap after it. Targets are not looked at.
 
+    There is room for all that the prompt leaves of ``max_length``; the predictor may insert fewer tokens.
+
     Args:
         tokenizer: Has BOS and a padding token.
         max_length: Longest prompt and answer together; BOS comes on top.
         max_prompt_length: Longest prompt; null is what ``max_target_length``, or one token, leaves of ``max_length``.
-        max_target_length: Longest answer; null is all that a prompt leaves of ``max_length``.
+        max_target_length: Longest answer that has to fit after every prompt.
     """
 
     event_space: EventSpace = "open"
@@ -133,9 +135,10 @@ class ILMSeq2SeqPredictionCollator:
         max_prompt_length: int | None = None,
         max_target_length: int | None = None,
     ) -> None:
-        self.max_length, self.max_target_length = max_length, max_target_length
-        self.max_prompt_length = (
-            max_length - (max_target_length or 1) if max_prompt_length is None else max_prompt_length
+        self.max_length, self.max_prompt_length, self.max_target_length = (
+            max_length,
+            max_prompt_length,
+            max_target_length,
         )
         self.pad_id, self.bos_id = special_id(tokenizer, "pad"), special_id(tokenizer, "bos")
 
@@ -143,9 +146,11 @@ class ILMSeq2SeqPredictionCollator:
         """Open the gap after every ``prompt_ids``."""
         key = keys(examples)
         prompts = [example["prompt_ids"] for example in examples]
-        lengths = torch.from_numpy(lengths_within(prompts, self.max_prompt_length, "datamodule.max_prompt_length"))
-        left = self.max_length - lengths
-        room = left if self.max_target_length is None else left.clamp(max=self.max_target_length)
+        if self.max_prompt_length is None and self.max_target_length is not None:
+            check_room(examples, self.max_target_length, self.max_length)
+        most = self.max_length - 1 if self.max_prompt_length is None else self.max_prompt_length
+        lengths = torch.from_numpy(lengths_within(prompts, most, "datamodule.max_prompt_length"))
+        room = self.max_length - lengths
         input_ids = F.pad(pad(prompts, self.pad_id), (1, 0), value=self.bos_id)
         column = torch.arange(input_ids.shape[1])
         last = column == lengths[:, None]

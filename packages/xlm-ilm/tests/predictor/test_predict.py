@@ -279,6 +279,12 @@ def test_max_new_tokens_is_the_datas_longest_target_if_null():
     assert predictor(Says(text), max_target_length=3, max_new_tokens=4).predict(batch)["lengths"].tolist() == [4]
 
 
+def test_max_new_tokens_may_exceed_the_datas_longest_target():
+    collate = ILMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=12, max_prompt_length=6, max_target_length=3)
+    sample = predictor(Says([A, B, C, D, A, B]), max_target_length=3, max_new_tokens=5)
+    assert sample.predict(collate(keyed([{"prompt_ids": [A]}])))["lengths"].tolist() == [5]
+
+
 def test_a_prompt_that_fills_the_model_has_an_empty_answer_and_a_longer_one_names_the_key():
     sample = predictor(network(max_length=4))
     collate = ILMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=6, max_prompt_length=6)

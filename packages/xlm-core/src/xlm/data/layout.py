@@ -132,14 +132,14 @@ def prompts_to_complete(
         layout = completions(examples, mask_id, longest, max_length)
     else:
         if max_prompt_length is None:
-            _check_room(examples, max_target_length, max_length)
+            check_room(examples, max_target_length, max_length)
         layout = prompted(examples, empty_canvases(len(examples), mask_id, max_target_length), pad_id, longest)
     prompt_lengths = [len(example["prompt_ids"]) for example in examples]
     return prediction_batch(examples, layout, prompt_lengths=prompt_lengths, ends_at_eos=True)
 
 
-def _check_room(examples: list[Example], max_new_tokens: int, max_length: int) -> None:
-    """Refuse a canvas that was asked for by ``max_new_tokens`` where a prompt leaves less."""
+def check_room(examples: list[Example], max_new_tokens: int, max_length: int) -> None:
+    """Refuse answers as long as ``max_new_tokens`` asks for where a prompt leaves less."""
     longest = max(len(example["prompt_ids"]) for example in examples)
     left = max_length - longest
     if max_new_tokens > left:
