@@ -18,7 +18,7 @@ NEEDS = {
     "tokenizer=pretrained": ["tokenizer.name=gpt2"],
     "callbacks=best": ["callbacks.best.monitor=val/sudoku/loss"],
 }
-CHECK = "xlm.tasks.sudoku.SudokuCheck"
+CHECK, ANSWERS = "xlm.tasks.sudoku.SudokuCheck", "xlm.tasks.n_queens.Completions"
 # Groups whose options are tried through others: model_type through families, collator through model_type.
 OTHERWISE = {"", "model_type", "datamodule", "hydra", "experiment"}
 
@@ -77,6 +77,8 @@ def test_every_option_builds(family, group, name, text_file):
         more.append(f"+datamodule.path={text_file}")
     if name == "validity":
         more.append("+datamodule.dataset_managers.test.sudoku_prediction.metrics.extra.check._target_=" + CHECK)
+    if name == "coverage":
+        more.append("+datamodule.dataset_managers.test.sudoku_prediction.metrics.extra.answers._target_=" + ANSWERS)
     check(f"model_type={family}", "datamodule=sudoku_4x4", option, *more)
 
 

@@ -168,6 +168,8 @@ def test_the_vocabulary_has_everything_that_other_splits_need(option, tmp_path):
         ),
         ("stdlib", {"max_bytes": 50_000, "val_fraction": 0.2, "test_fraction": 0.3}),
         ("sudoku_4x4", {"clues": [7, 8]}),
+        ("n_queens", {"size": 6, "clues": [2, 2]}),
+        ("graph_colouring", {"nodes": 5, "edges": 4, "colours": 2}),
         ("hmm", {"n_symbols": 3, "stay": 0.8, "noise": 0.2}),
         ("pcfg", {"most_pairs": 5, "kinds": 3, "branch": 0.3}),
     ],
@@ -217,6 +219,22 @@ def test_every_row_of_pcfg_is_one_text_and_samples_are_judged(tmp_path):
 def test_the_longest_text_of_pcfg_fills_a_row():
     data = construct(compose(["datamodule=pcfg"]).datamodule)
     assert data.max_length == 2 * data.managers("train")[0].source.most_pairs + 1
+
+
+@pytest.mark.parametrize("option", ["n_queens", "graph_colouring"])
+@pytest.mark.parametrize("view", ["infill", "seq2seq"])
+def test_questions_with_many_answers_are_judged_by_validity_and_coverage(option, view, tmp_path):
+    few = [word for word in small(option) if "_prediction" not in word]
+    few += [f"datamodule.dataset_managers.test.{option}_prediction.source.{word}" for word in ("n=2", "samples=2")]
+    data = build(tmp_path, few, roles=(view, f"{view}_prediction"))
+    loss, prediction = data.managers("test")
+    assert (loss.role, prediction.role, len(prediction)) == (view, f"{view}_prediction", 4)
+    assert (loss.source.samples, loss.source.split) == (1, "test")
+    values = mark(prediction, lambda example: example["target"])
+    answers = [prediction.metrics["coverage"].answers(row) for row in prediction.examples([0, 2])]
+    assert values["validity"] == 1
+    assert values["coverage"] == 2 / sum(map(len, answers))
+    assert mark(prediction, lambda example: "")["validity"] == 0
 
 
 @pytest.mark.parametrize("option", PUZZLES)

@@ -1,5 +1,6 @@
 """What is computed on predictions. A metric takes raw examples and prediction rows, and sums over ranks."""
 
 from xlm.metrics.answers import ExactMatch, TokenAccuracy, Validity
+from xlm.metrics.coverage import Coverage
 
-__all__ = ["ExactMatch", "TokenAccuracy", "Validity"]
+__all__ = ["Coverage", "ExactMatch", "TokenAccuracy", "Validity"]

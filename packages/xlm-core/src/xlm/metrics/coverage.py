@@ -1,0 +1,67 @@
+"""How many of all right answers were found, where a question has several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from xlm.metrics.answers import Texts
+
+
+class Coverage(Metric):
+    """Share of the valid answers to the questions asked that the predictions found: ``coverage`` in [0, 1], and its SE.
+
+    Denominator: the different valid answers that exist, summed over the different prompts; numerator: those of them
+    that some prediction gave, however often. Each prompt is to be asked many times (a task's ``source.samples``): with
+    fewer samples than answers even a perfect model stays below 1, so compare equal numbers of samples alone. The
+    standard error ``coverage_se`` is that of a ratio of sums over independent prompts (delta method); it says how the
+    value would differ for other prompts, and nothing of how it grows with more samples.
+
+    Args:
+        answers: All valid answers to an example, for example ``xlm.tasks.n_queens.Completions()``. A prediction may be
+            one of them, or the prompt followed by one.
+    """
+
+    full_state_update = False
+    asked: list[Tensor] | Tensor
+
+    def __init__(self, answers: Callable[[Texts], Collection[str]]) -> None:
+        super().__init__()
+        self.answers = answers
+        self.add_state("asked", default=[], dist_reduce_fx="cat")
+
+    def update(self, examples: Sequence[Texts], rows: Sequence[Texts]) -> None:
+        """Note for each row its prompt, how many answers there are, and the answer if it is one of them."""
+        noted = [self._note(example, row["prediction"]) for example, row in zip(examples, rows, strict=True)]
+        if noted:
+            assert isinstance(self.asked, list), "merged over ranks: nothing is added to that"
+            self.asked.append(torch.tensor(noted, device=self.device))
+
+    def compute(self) -> dict[str, float]:
+        """The share and its standard error; nan where nothing was asked, or for the error no second prompt."""
+        asked = [self.asked] if isinstance(self.asked, Tensor) else self.asked
+        exist: dict[int, int] = {}
+        found: dict[int, set[int]] = {}
+        for prompt, n_answers, is_valid, answer in (note for part in asked for note in part.tolist()):
+            exist[prompt] = n_answers
+            found.setdefault(prompt, set()).update([answer] * is_valid)
+        n, total = len(exist), sum(exist.values())
+        share = sum(map(len, found.values())) / total if total else math.nan
+        residual = sum((len(found[prompt]) - share * exist[prompt]) ** 2 for prompt in exist)
+        se = math.sqrt(residual * n / (n - 1)) / total if n > 1 and total else math.nan
+        return {"coverage": share, "coverage_se": se}
+
+    def _note(self, example: Texts, prediction: str) -> tuple[int, int, bool, int]:
+        answers = self.answers(example)
+        answer = prediction.removeprefix(example["prompt"]).strip()
+        return _number(example["prompt"]), len(answers), answer in answers, _number(answer)
+
+
+def _number(text: str) -> int:
+    """A 64-bit number for a text, which ranks can exchange."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
