@@ -26,7 +26,7 @@ from xlm_ilm.collator import (
     ILMUnconditionalCollator,
 )
 from xlm_ilm.model import ILMTransformer
-from xlm_ilm.predictor import ILMPredictor
+from xlm_ilm.predictor import ILMPredictor, pairs
 
 TOKENIZER = tiny_tokenizer()
 PAD, MASK, BOS, EOS, A, B, C, D = range(8)
@@ -164,6 +164,13 @@ def test_a_batch_in_fp32_gives_the_ids_of_its_rows_alone(options):
         n = int(alone["lengths"][0])
         assert together["ids"][i, :n].tolist() == alone["ids"][0].tolist()
         assert (together["lengths"][i], together["n_calls"][i]) == (n, alone["n_calls"][0])
+
+
+def test_pairs_are_the_same_however_few_logits_exist_at_a_time(monkeypatch):
+    batch, sample = prompts([A, B, C], [], [A], [D] * 7), predictor(**OPTIONS["pairs"])
+    at_once = sample.predict(batch)["ids"]
+    monkeypatch.setattr(pairs, "MAX_LOGITS", 1)
+    assert torch.equal(sample.predict(batch)["ids"], at_once)
 
 
 def test_neither_control_tokens_nor_eos_are_inserted_where_the_length_is_free():
