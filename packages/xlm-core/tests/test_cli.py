@@ -137,6 +137,14 @@ def test_every_way_to_end_has_its_exit_code(monkeypatch, error, code):
     assert cli.main(["info"]) == code
 
 
+def test_a_reader_who_has_read_enough_is_no_error():
+    command = [sys.executable, "-c", "from xlm.cli import main; raise SystemExit(main(['--help']))"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_an_interrupt_that_lightning_turns_into_exit_1_is_130(monkeypatch):
     def run(words):
         try:

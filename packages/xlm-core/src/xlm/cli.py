@@ -34,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminated)  # until the training callbacks save first
     with logging_to_stderr():
         try:
-            return dispatch(list(sys.argv[1:] if arguments is None else arguments))
+            code = dispatch(list(sys.argv[1:] if arguments is None else arguments))
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # `xlm info | head` has read enough; Python would complain again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except SystemExit as stop:
             interrupted = isinstance(stop.__context__, KeyboardInterrupt)  # Lightning leaves with 1 then
             return INTERRUPTED if interrupted else _code(stop)
