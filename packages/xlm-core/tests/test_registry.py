@@ -1,4 +1,4 @@
-"""Families are found by entry point, and nothing is imported to find one."""
+"""Families and tasks are found by entry point, and nothing is imported to find one."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from importlib import metadata
 
 import pytest
 from xlm import registry
+from xlm.commands import info
+from xlm.config import compose, search
 from xlm.errors import UserError
+from xlm.instantiate import construct
 
 
 def make_package(folder, name):
-    """A package with an options folder; importing it fails."""
-    (folder / name / registry.CONFIGS).mkdir(parents=True)
+    """A family's package with an options folder; importing it fails."""
+    (folder / name / registry.CONFIGS / "model_type").mkdir(parents=True)
     (folder / name / "__init__.py").write_text("raise RuntimeError('imported')")
     return folder / name
 
 
-def install(folder, family, module, distribution, *requires):
-    """What pip leaves of a distribution that offers a family, in a folder of ``sys.path``."""
+def install(folder, name, module, distribution, *requires, group="xlm.families"):
+    """What pip leaves of a distribution that offers a family or a task, in a folder of ``sys.path``."""
     about = folder / f"{distribution.replace('-', '_')}-1.0.0.dist-info"
-    about.mkdir(parents=True)
+    about.mkdir(parents=True, exist_ok=True)
     lines = ["Metadata-Version: 2.1", f"Name: {distribution}", "Version: 1.0.0"]
-    (about / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {name}" for name in requires), ""]))
-    (about / "entry_points.txt").write_text(f"[xlm.families]\n{family} = {module}\n")
+    (about / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {needed}" for needed in requires), ""]))
+    with (about / "entry_points.txt").open("a") as file:
+        file.write(f"[{group}]\n{name} = {module}\n")
 
 
 def found(name):
@@ -117,6 +121,79 @@ def test_a_directory_without_a_package_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv(registry.MODELS_PATH, str(tmp_path))
     with pytest.raises(UserError, match=registry.MODELS_PATH):
         registry.packages()
+
+
+COUNTING = """
+class Counting:
+    def __init__(self, *, split, n=3):
+        self.split, self.n = split, n
+
+    def rows(self):
+        return [{"text": " ".join(map(str, range(i + 1)))} for i in range(self.n)]
+"""
+
+
+@pytest.fixture
+def counting(monkeypatch, tmp_path):
+    """A distribution that offers a task, and no more: its code, a datamodule and a data set."""
+    options = tmp_path / "counting" / registry.CONFIGS
+    for group in ("datamodule", "dataset_manager"):
+        (options / group).mkdir(parents=True)
+    (tmp_path / "counting" / "__init__.py").touch()
+    (tmp_path / "counting" / "data.py").write_text(COUNTING)
+    source = "source: {_target_: counting.data.Counting, split: test}"
+    (options / "dataset_manager" / "counting_loss.yaml").write_text(
+        f"defaults: [base/loss@_here_, _self_]\nroles: [lm]\n{source}\n"
+    )
+    manager = "/dataset_manager@dataset_managers.train.counting: counting_loss"
+    (options / "datamodule" / "counting.yaml").write_text(
+        f"defaults:\n  - base/common@_here_\n  - {manager}\n  - _self_\nmax_length: 8\n"
+    )
+    install(tmp_path, "counting", "counting", "counting-task", group="xlm.tasks")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "counting"]:
+        del sys.modules[name]
+
+
+def test_a_task_of_another_distribution_is_found_without_being_imported_and_is_no_family(counting):
+    task = next(package for package in registry.packages() if package.name == "counting")
+    assert (task.distribution, task.is_family) == ("counting-task", False)
+    assert task not in registry.families()
+    assert "counting" not in sys.modules
+
+
+def test_a_task_of_another_distribution_is_chosen_like_one_of_the_cores(counting):
+    assert search.options()["datamodule"]["counting"].is_relative_to(counting)
+    config = compose(["datamodule=counting", "datamodule.dataset_managers.train.counting.source.n=2"])
+    data = construct(config.datamodule)
+    assert data.managers("train")[0].source.rows() == [{"text": "0"}, {"text": "0 1"}]
+    assert info.roles_of_task("counting") == [["lm"]]
+
+
+def test_a_task_that_was_written_for_another_core_is_refused(counting):
+    install(counting, "counting", "counting", "counting-task", "xlm-core>=99", group="xlm.tasks")
+    with pytest.raises(UserError, match=r"counting-task 1.0.0 needs xlm-core>=99"):
+        construct(compose(["datamodule=counting"]).datamodule)
+
+
+def test_parts_of_a_package_that_offers_both_are_the_familys(monkeypatch, tmp_path):
+    make_package(tmp_path, "xlm_both")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(tmp_path, "both", "xlm_both", "xlm-both")
+    install(tmp_path, "a_task", "xlm_both", "xlm-both", group="xlm.tasks")
+    assert registry.package_of("xlm_both.model.Model").name == "both"
+    assert {package.name for package in registry.packages()} >= {"a_task", "both"}
+
+
+def test_a_package_being_written_is_a_family_where_it_has_a_model_type(monkeypatch, tmp_path):
+    folder = make_package(tmp_path, "xlm_words")
+    (folder / registry.CONFIGS / "model_type").rmdir()
+    (folder / registry.CONFIGS / "datamodule").mkdir()
+    monkeypatch.setenv(registry.MODELS_PATH, str(folder))
+    registry._packages.cache_clear()
+    assert "words" in [package.name for package in registry.packages()]
+    assert "words" not in [family.name for family in registry.families()]
 
 
 def test_the_working_directory_is_never_looked_at(monkeypatch, tmp_path):

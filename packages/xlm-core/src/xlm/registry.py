@@ -2,7 +2,7 @@
 
 A package offers itself with one line of its ``pyproject.toml``, in the group ``xlm.families`` or ``xlm.tasks``; its
 options lie in ``configs/lightning_train`` beside its ``__init__.py``. ``XLM_MODELS_PATH`` (directories, separated as in
-``PATH``) adds packages that are being written and not installed yet.
+``PATH``) adds packages that are being written and not installed yet; those that offer a ``model_type`` are families.
 """
 
 from __future__ import annotations
@@ -71,9 +71,13 @@ def families() -> list[Package]:
 
 
 def package_of(target: str) -> Package | None:
-    """The package whose module a dotted path starts with; None for the core and for other libraries."""
+    """The package whose module a dotted path starts with; None for the core and for other libraries.
+
+    Of a module that offers both a family and tasks, the family.
+    """
     top = target.partition(".")[0]
-    return next((package for package in packages() if package.module == top), None)
+    found = [package for package in packages() if package.module == top]
+    return next((package for package in found if package.is_family), found[0] if found else None)
 
 
 @cache
@@ -138,7 +142,9 @@ def _being_written(models_path: str) -> list[Package]:
             print(f"{MODELS_PATH}: using {module.name} from {module}", file=sys.stderr)
             if str(module.parent) not in sys.path:
                 sys.path.append(str(module.parent))
-            found.append(Package(module.name.removeprefix("xlm_"), module.name, module, str(module)))
+            is_family = (module / CONFIGS / "model_type").is_dir()
+            name = module.name.removeprefix("xlm_")
+            found.append(Package(name, module.name, module, str(module), is_family=is_family))
     return found
 
 

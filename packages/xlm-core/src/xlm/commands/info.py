@@ -23,7 +23,7 @@ def run(words: Sequence[str]) -> int:
 
     options = search.options()
     families = {name: roles_of_family(file) for name, file in options.get("model_type", {}).items()}
-    offered_by = {package.name: package for package in registry.packages()}
+    offered_by = {family.name: family for family in registry.families()}
     rows = [[name, _origin(offered_by.get(name)), ", ".join(roles)] for name, roles in families.items()]
     show_table("families", ["model_type", "package", "roles"], rows)
     tasks = {name: roles_of_task(name) for name in sorted(options.get("datamodule", {}))}
