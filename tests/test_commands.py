@@ -78,7 +78,20 @@ def test_a_template_keeps_its_text_or_names_the_roles_that_are_missing(family, t
     template = tmp_path / "template.json"
     template.write_text(json.dumps(["the quick ", {"gap": 3}, " jumps over"]))
     output = tmp_path / "filled.jsonl"
-    if family == "mdlm":
+    if family != "arlm":
+        text = generated(text_run, output, f"template={template}")[0]["prediction"]
+        assert text.startswith("the quick ")
+        assert text.endswith(" jumps over")
+    else:
+        assert main(["generate", f"checkpoint={text_run}", f"template={template}"]) == 2
+        assert "template" in capsys.readouterr().err
+
+
+def test_a_gap_of_free_length_is_filled_by_insertion_and_refused_by_the_others(family, text_run, tmp_path, capsys):
+    template = tmp_path / "template.json"
+    template.write_text(json.dumps(["the quick ", {"gap": None}, " jumps over"]))
+    output = tmp_path / "filled.jsonl"
+    if family == "ilm":
         text = generated(text_run, output, f"template={template}")[0]["prediction"]
         assert text.startswith("the quick ")
         assert text.endswith(" jumps over")
