@@ -40,6 +40,7 @@ def test_a_row_is_a_solution_of_which_one_to_three_queens_are_given(rows):
 
 def test_the_stored_answer_is_any_answer_with_equal_probability():
     rows = NQueens(split="train", n=1500, size=8, clues=[2, 2]).rows()
+    assert {(len(row["text"]), row["fixed"].count("1")) for row in rows} == {(8, 2)}
     places = []
     for row in rows:
         answers = sorted(Completions()(row))

@@ -62,6 +62,14 @@ def test_entropy_without_a_longest_text_is_that_of_the_rules_times_their_expecte
     assert PCFG(split="test", most_pairs=200, branch=0.3).entropy() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_each_kind_of_bracket_is_used_and_costs_its_choice(kinds):
+    pcfg = PCFG(split="test", n=300, kinds=kinds)
+    assert set("".join(row["text"] for row in pcfg.rows())) == set("()[]{}"[: 2 * kinds])
+    with_two = PCFG(split="test", kinds=2).log_prob("()()")
+    assert pcfg.log_prob("()()") == pytest.approx(with_two - 2 * math.log(kinds / 2))
+
+
 def test_texts_that_the_grammar_does_not_give_have_no_probability():
     pcfg = PCFG(**SMALL)
     for text in ("", "(", "(]", ")(", "(a)", "()()()()", "<>"):

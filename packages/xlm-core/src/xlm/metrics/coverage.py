@@ -20,7 +20,8 @@ class Coverage(Metric):
     that some prediction gave, however often. Each prompt is to be asked many times (a task's ``source.samples``): with
     fewer samples than answers even a perfect model stays below 1, so compare equal numbers of samples alone. The
     standard error ``coverage_se`` is that of a ratio of sums over independent prompts (delta method); it says how the
-    value would differ for other prompts, and nothing of how it grows with more samples.
+    value would differ for other prompts, and nothing of how it grows with more samples. It is 0 where all or nothing
+    was found for every prompt, which is no certainty.
 
     Args:
         answers: All valid answers to an example, for example ``xlm.tasks.n_queens.Completions()``. A prediction may be
