@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from xlm.files import write_atomically
-from xlm.likelihood import summarise
+from xlm.likelihood import LikelihoodSummary, summarise
 from xlm.ranks import gather
 from xlm.window import extras
 
@@ -87,16 +87,25 @@ class LossEvaluation:
         index = rows["index"][order].tolist()
         calls = [pair for rank in ranks for pair in rank["n_calls"]]
         variance = rows["mc_variance"][order].double() if "mc_variance" in rows else None
+        n_bytes = self.manager.n_bytes(index)
         summary = summarise(
             rows["nll"][order].double(),
             rows["n_tokens"][order],
-            n_bytes=self.manager.n_bytes(index),
+            n_bytes=n_bytes,
             event_space=self.manager.event_space,
             n_calls=sum(n * rows for n, rows in calls) / sum(rows for _, rows in calls),
             mc_variance=variance,
             **ranks[0]["labels"],
         )
-        return summary.as_dict()
+        return summary.as_dict() | self._optimum(summary, n_bytes)
+
+    def _optimum(self, summary: LikelihoodSummary, n_bytes: Tensor | None) -> dict[str, Any]:
+        """Nats per token of a perfect model, for a source of known entropy whose every token is one character."""
+        optimum = getattr(getattr(self.manager, "source", None), "optimum", None)
+        ends = summary.n_sequences if summary.event_space == "open" else 0
+        if optimum is None or n_bytes is None or int(n_bytes.sum()) + ends != summary.n_tokens:
+            return {}
+        return {"optimum_nats_per_token": optimum()}
 
 
 class PredictionEvaluation:
