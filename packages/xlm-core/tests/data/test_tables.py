@@ -77,7 +77,11 @@ def test_json_lines_become_texts_or_pairs(file):
         {"prompt": "\u2028", "target": "é"},
     ]
     assert TableFiles(path=path, text="{q}{a}").rows()[0] == {"text": "2+2=4"}
-    for line, message in [('{"text": "x"', "is no JSON .*line 1"), ('["x"]', "is no JSON object")]:
+    for line, message in [
+        ('{"text": "x"', "is no JSON .*line 1"),
+        ('["x"]', "is no JSON object"),
+        ("[" * 10**5, "is no JSON"),
+    ]:
         with pytest.raises(UserError, match=message):
             TableFiles(path=file(line, "b.jsonl")).rows()
 

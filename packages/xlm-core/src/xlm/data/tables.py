@@ -182,7 +182,7 @@ def _json_lines(file: Path, needed: Sequence[str]) -> Found:
 def _object(line: str, where: str) -> Mapping[str, Any]:
     try:
         found = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:  # the latter: brackets a thousand deep
         fix = "put one complete JSON object on each line"
         raise UserError(f"is no JSON ({error})", where=where, fix=fix) from error
     if not isinstance(found, dict):
