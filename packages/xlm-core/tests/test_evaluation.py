@@ -32,8 +32,6 @@ def evaluated(event_space: str, *, n_tokens: list[int], n_bytes: list[int] | Non
         ("window", [4, 4], None, False),
     ],
 )
-def test_the_optimum_of_a_language_is_shown_where_tokens_are_its_characters(
-    event_space, n_tokens, n_bytes, shown
-):
+def test_the_optimum_of_a_language_is_shown_where_tokens_are_its_characters(event_space, n_tokens, n_bytes, shown):
     results = evaluated(event_space, n_tokens=n_tokens, n_bytes=n_bytes)
     assert results.get("optimum_nats_per_token") == (0.5 if shown else None)
