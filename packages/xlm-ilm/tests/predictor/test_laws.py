@@ -231,7 +231,7 @@ def test_far_gaps_are_filled_in_one_call_each_by_its_own_softmax():
         logits = model(torch.tensor([[BOS, *ids]]))[0, [0, 3]].double()
     first = logits.softmax(-1)
     law = {(BOS, a, *ids, b): float(first[0, a] * first[1, b]) for a in (A, B) for b in (A, B)}
-    options: dict[str, Any] = {"insertions_per_step": 2, "gap_distance": 3}
+    options: dict[str, Any] = {"tokens_per_step": 2, "gap_distance": 3}
     batch = begin(ids, span, room, free=False, whole=True)
     assert p_value(model, batch, law, **options) > LEAST_P
     sequential = insertion_law(model, [BOS, *ids], span=span, room=room, free=False)

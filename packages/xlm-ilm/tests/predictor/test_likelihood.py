@@ -237,6 +237,6 @@ def test_no_draws_name_the_key_to_change(likelihood):
 def test_options_of_the_sampler_do_not_change_the_likelihood():
     collate = ILMCollator(tokenizer=TOKENIZER, max_length=4, seed=0, event_space="open")
     batch = collate(lm_examples([3, 0, 4], n_letters=2))
-    options = {"temperature": 0.0, "stop_rule": "threshold", "insertions_per_step": 3, "min_new_tokens": 2}
+    options = {"temperature": 0.0, "stop_rule": "threshold", "tokens_per_step": 3, "min_new_tokens": 2}
     plain, other = (predictor(INCONSISTENT, **kind).log_likelihood(batch, draws=2) for kind in ({}, options))
     assert torch.equal(plain["nll"], other["nll"])

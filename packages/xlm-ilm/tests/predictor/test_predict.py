@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pairs": {"temperature": 0.7, "top_k": 30, "top_p": 0.9, "min_p": 0.01},
     "two stages": {"draw": "two_stage", "top_k": 5, "gap_top_p": 0.8, "gap_temperature": 2.0},
     "threshold": {"stop_rule": "threshold", "stop_threshold": 0.55, "max_new_tokens": 6},
-    "parallel": {"insertions_per_step": 3, "gap_distance": 2, "min_new_tokens": 4},
+    "parallel": {"tokens_per_step": 3, "gap_distance": 2, "min_new_tokens": 4},
 }
 
 
@@ -345,9 +345,7 @@ def test_the_trace_says_with_what_probability_a_pair_was_drawn():
 
 def test_two_insertions_a_call_need_about_half_the_calls_and_keep_their_distance():
     examples = keyed([template([None] * 10)] * 8)
-    one, two = (
-        predictor(trace=True, insertions_per_step=n, gap_distance=3).predict(TEMPLATES(examples)) for n in (1, 2)
-    )
+    one, two = (predictor(trace=True, tokens_per_step=n, gap_distance=3).predict(TEMPLATES(examples)) for n in (1, 2))
     assert (one["n_calls"] == 10).all()
     assert (two["n_calls"] == 7).all()  # 0 to 3 tokens have no two gaps three apart, and 9 leave room for one
     assert (two["lengths"] == 10).all()
@@ -359,13 +357,13 @@ def test_two_insertions_a_call_need_about_half_the_calls_and_keep_their_distance
 
 def test_one_insertion_a_call_is_the_sequential_sampler_whatever_the_distance():
     batch = NOTHING(unconditional_examples(20))
-    plain, other = predictor(), predictor(insertions_per_step=1, gap_distance=2)
+    plain, other = predictor(), predictor(tokens_per_step=1, gap_distance=2)
     assert torch.equal(plain.predict(batch)["ids"], other.predict(batch)["ids"])
     assert plain.law == other.law == "exact: the model's p, whose texts end at max_new_tokens at the latest"
 
 
 def test_the_law_names_every_option_that_changes_it():
-    law = predictor(min_new_tokens=2, stop_rule="threshold", insertions_per_step=2, top_k=3, draw="two_stage").law
+    law = predictor(min_new_tokens=2, stop_rule="threshold", tokens_per_step=2, top_k=3, draw="two_stage").law
     expected = ["gaps and tokens", "at least 2", "p_stop >= 0.5", "2 insertions a call"]
     assert law.startswith("its own")
     assert [part in law for part in expected] == [True] * 4
@@ -395,7 +393,7 @@ def test_greedy_takes_the_most_probable_pair():
         ({"gap_top_k": 2}, r"no gap of its own to filter in predictor\.draw \(joint\)"),
         ({"draw": "two_stage", "gap_top_p": 0.0}, r"predictor\.gap_top_p \(0\.0\); fix: use 1\.0 to keep every gap"),
         ({"top_p": 2.0}, r"predictor\.top_p \(2\.0\)"),
-        ({"insertions_per_step": 0}, r"1 or more in predictor\.insertions_per_step \(0\)"),
+        ({"tokens_per_step": 0}, r"1 or more in predictor\.tokens_per_step \(0\)"),
         ({"gap_distance": 0}, r"1 or more in predictor\.gap_distance \(0\)"),
         ({"likelihood": "exact"}, r"bound or orders in predictor\.likelihood \(exact\)"),
         ({"stop": ["a", ""]}, r"empty string in predictor\.stop"),

@@ -58,7 +58,7 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
         gap_min_p: Least probability of a gap to keep, relative to the most probable one, in [0, 1].
         stop: A string, or several, that end an answer of free length: its text before it, ``ids`` after it. Nothing is
             saved, since what stands before it may be inserted last.
-        insertions_per_step: Tokens inserted a network call, independently given what stood there before; above 1 the
+        tokens_per_step: Tokens inserted a network call, independently given what stood there before; above 1 the
             law is approximate.
         gap_distance: Gaps filled in one call lie at least so many tokens apart; 1 is any two gaps.
         likelihood: ``bound`` averages over how many tokens are missing, one network call a draw; ``orders`` takes whole
@@ -88,7 +88,7 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
         gap_top_p: float = 1.0,
         gap_min_p: float = 0.0,
         stop: str | Sequence[str] = (),
-        insertions_per_step: int = 1,
+        tokens_per_step: int = 1,
         gap_distance: int = 4,
         likelihood: str = "bound",
         trace: bool = False,
@@ -101,7 +101,7 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
         self.filter = TokenFilter(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         self.gap_filter = GapFilter(gap_temperature, gap_top_k, gap_top_p, gap_min_p)
         self.stop = stop_strings(stop)
-        self.insertions_per_step, self.gap_distance = insertions_per_step, gap_distance
+        self.tokens_per_step, self.gap_distance = tokens_per_step, gap_distance
         self.likelihood = likelihood
         self.vocabulary = Vocabulary(model, suppressed_ids(tokenizer), tokenizer.eos_token_id)
         self._check()
@@ -112,7 +112,7 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
             self._require(getattr(self, name) in allowed, name, f"must be {' or '.join(allowed)}", f"use {allowed[0]}")
         for name, fix in (
             ("max_new_tokens", "use null for as many as the model can read"),
-            ("insertions_per_step", "use 1 for the model's law"),
+            ("tokens_per_step", "use 1 for the model's law"),
             ("gap_distance", "use 1 to fill any gaps together"),
         ):
             value = getattr(self, name)
@@ -146,7 +146,7 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
             f"filtered {kind}": self.filter != TokenFilter() or self.gap_filter != GapFilter(),
             f"at least {self.min_new_tokens} insertions": self.min_new_tokens > 0,
             f"stops at the first p_stop >= {self.stop_threshold}": self.stop_rule == "threshold",
-            f"{self.insertions_per_step} insertions a call, drawn independently": self.insertions_per_step > 1,
+            f"{self.tokens_per_step} insertions a call, drawn independently": self.tokens_per_step > 1,
         }
         changed = [name for name, holds in changes.items() if holds]
         if not changed:
@@ -192,7 +192,7 @@ class ILMPredictor(Predictor[ILMPredictionBatch, Predictions]):
         seq, before = states.shape[1], rows.positions[going, : states.shape[1]]
         far = rows.gaps(going, seq)  # none of the gaps that this step opens: the states do not know them
         pairs = self._pairs(states, rows.free[going], far)
-        for _ in range(self.insertions_per_step):
+        for _ in range(self.tokens_per_step):
             gaps = rows.gaps(going, seq) & far
             i = gaps.any(1).nonzero().squeeze(1)
             if not len(i):
