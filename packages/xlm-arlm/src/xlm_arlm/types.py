@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -61,7 +61,8 @@ class ARLMModel(Protocol):
     """A network whose state at a column depends on the columns up to it."""
 
     max_length: int
-    head: nn.Linear
+    if TYPE_CHECKING:  # a submodule, which isinstance does not see from Python 3.12 on
+        head: nn.Linear
 
     def hidden(
         self,

@@ -79,10 +79,11 @@ class Predictions(TypedDict):
 class Tokenizer(Protocol):
     """What a part may ask of a tokenizer; every ``PreTrainedTokenizerFast`` is one."""
 
-    pad_token_id: int | None
-    mask_token_id: int | None
-    bos_token_id: int | None
-    eos_token_id: int | None
+    if TYPE_CHECKING:  # transformers computes them when asked, which isinstance does not see from Python 3.12 on
+        pad_token_id: int | None
+        mask_token_id: int | None
+        bos_token_id: int | None
+        eos_token_id: int | None
 
     def __len__(self) -> int:
         """Number of ids, control tokens included."""
@@ -129,8 +130,9 @@ class Harness(Protocol):
 class Model(Protocol):
     """The bare network. ``forward`` is ``head(hidden(...))``; losses and samplers run ``head`` on rows they need."""
 
-    head: Any
-    """A bias-free ``torch.nn.Linear`` from ``d_model`` to ``vocab``; ``head.weight`` feeds the chunked loss."""
+    if TYPE_CHECKING:  # a submodule, which isinstance does not see from Python 3.12 on
+        head: Any
+        """A bias-free ``torch.nn.Linear`` from ``d_model`` to ``vocab``; ``head.weight`` feeds the chunked loss."""
 
     def hidden(
         self,

@@ -5,7 +5,7 @@ Gap g of a row lies right after its column g; column 0 is BOS. BOS comes on top 
 
 from __future__ import annotations
 
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -80,7 +80,8 @@ class ILMModel(Protocol):
 
     max_length: int
     """Most tokens of a text; BOS comes on top."""
-    head: nn.Linear
+    if TYPE_CHECKING:  # a submodule, which isinstance does not see from Python 3.12 on
+        head: nn.Linear
 
     def read(
         self,
