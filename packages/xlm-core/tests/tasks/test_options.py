@@ -281,7 +281,7 @@ def test_a_document_longer_than_an_open_row_is_split_and_counted(tmp_path):
 
 
 def test_the_standard_library_needs_no_path(tmp_path):
-    data = build(tmp_path, ["datamodule=stdlib", "datamodule.dataset_managers.train.text.source.max_bytes=60000"])
+    data = build(tmp_path, ["datamodule=stdlib", "datamodule.dataset_managers.train.text.source.max_bytes=600000"])
     assert all(len(data.managers(split)[0]) > 0 for split in ("train", "val", "test"))
     assert [manager.role for manager in data.managers("test")] == ["lm", "unconditional"]
     assert len(data.managers("test")[1]) == 8
