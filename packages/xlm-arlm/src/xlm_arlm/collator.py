@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
-from xlm.data.padding import keys, pad, padding_mask
+from xlm.data.padding import flat_indices, keys, pad, padding_mask
 from xlm.errors import UserError
 from xlm.protocols import EventSpace, Example, Tokenizer
 
@@ -72,7 +72,7 @@ class ARLMCollator:
             "positions": None,
             "segments": None,
             "predicted": predicted,
-            "rows": _flat_indices(predicted),
+            "rows": _rows_in_loss(predicted),
             "n_tokens": torch.from_numpy(lengths),
             **_keys(examples),
         }
@@ -110,7 +110,7 @@ class ARLMSeq2SeqCollator:
             **_placement(real_left, real),
             "segments": None,
             "predicted": predicted,
-            "rows": _flat_indices(trained),
+            "rows": _rows_in_loss(trained),
             "n_tokens": torch.from_numpy(lengths + 1),
             **_keys(examples),
         }
@@ -169,8 +169,8 @@ def _check_length(lengths: np.ndarray, max_length: int) -> None:
         )
 
 
-def _flat_indices(chosen: Bool[Tensor, "batch seq"]) -> Int[Tensor, " rows"] | None:
-    return None if chosen.all() else torch.from_numpy(np.flatnonzero(chosen.numpy()))  # twice as fast as nonzero()
+def _rows_in_loss(chosen: Bool[Tensor, "batch seq"]) -> Int[Tensor, " rows"] | None:
+    return None if chosen.all() else flat_indices(chosen)
 
 
 def _append(

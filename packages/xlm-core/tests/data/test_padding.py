@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from xlm.data.padding import keys, pad, padding_mask, positions
+from xlm.data.padding import flat_indices, keys, pad, padding_mask, positions
 from xlm.errors import UserError
 
 ROWS = [[5], [1, 2, 3], []]
@@ -61,3 +61,9 @@ def test_importing_padding_loads_neither_datasets_nor_transformers_nor_lightning
     heavy = "{'datasets', 'transformers', 'tokenizers', 'lightning'}"
     code = f"import sys, xlm.data.padding; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_flat_indices_number_the_chosen_places_row_by_row():
+    chosen = torch.tensor([[False, True, True], [True, False, False]])
+    assert flat_indices(chosen).tolist() == [1, 2, 3]
+    assert flat_indices(chosen.T).tolist() == [1, 2, 4]

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from xlm.data.padding import flat_indices
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ def drop(
     seq = int(lengths.max()) if len(lengths) else 0
     # Of every token in the flattened result: its own column if it stays, the gap's if it goes.
     place = (count + (seq * torch.arange(len(kept), device=kept.device)[:, None] - 1)).flatten()
-    stays, gone = _nonzero(kept), _nonzero(dropped)
+    stays, gone = flat_indices(kept), flat_indices(dropped)
 
     input_ids = full_ids.new_full((len(kept) * seq,), pad_id)
     input_ids[place.index_select(0, stays)] = full_ids.flatten().index_select(0, stays)
-    gap_rows = place.index_select(0, _nonzero(kept & (gap_spans(span, dropped)[1] > 0)))
+    gap_rows = place.index_select(0, flat_indices(kept & (gap_spans(span, dropped)[1] > 0)))
     gaps = torch.zeros_like(input_ids, dtype=torch.bool).index_fill_(0, gap_rows, True)
     return Kept(
         input_ids=input_ids.view(len(kept), seq),
@@ -123,9 +124,3 @@ def _mask(lengths: Tensor, seq: int) -> Tensor | None:
 def _sorted(u: Tensor) -> Tensor:
     """Each row in ascending order; on the CPU numpy takes an eighth of torch's time for rows as short as texts."""
     return torch.from_numpy(np.sort(u.numpy(), axis=1)) if u.device.type == "cpu" else u.sort(dim=1).values
-
-
-def _nonzero(x: Tensor) -> Tensor:
-    """Indices into the flattened array; on the CPU numpy takes half of torch's time."""
-    flat = x.flatten()
-    return torch.from_numpy(np.flatnonzero(flat.numpy())) if x.device.type == "cpu" else flat.nonzero().squeeze(1)

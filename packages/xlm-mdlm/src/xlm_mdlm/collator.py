@@ -6,7 +6,6 @@ in the global order, the uniforms come from the row's own ``noise_key``: a row's
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from xlm.data.layout import (
     Layout,
@@ -18,7 +17,7 @@ from xlm.data.layout import (
     templates_to_fill,
     texts,
 )
-from xlm.data.padding import keys, positions
+from xlm.data.padding import flat_indices, keys, positions
 from xlm.errors import UserError
 from xlm.noise import low_discrepancy_times, uniforms
 from xlm.protocols import EventSpace, Example, NoiseSchedule, Tokenizer
@@ -239,7 +238,7 @@ class Noise:
             "positions": layout.positions,
             "segments": layout.segments,
             "predicted": layout.predicted,
-            "rows": torch.from_numpy(np.flatnonzero(hidden.numpy())),  # half the time of torch's nonzero
+            "rows": flat_indices(hidden),
             "mask_rate": mask_rate,
             "elbo_weight": elbo_weight.float(),
             "n_tokens": layout.n_tokens,

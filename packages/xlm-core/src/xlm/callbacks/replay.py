@@ -13,11 +13,10 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from xlm.callbacks.samples import dotted
 from xlm.errors import UserError
 from xlm.harness import harness_of
 from xlm.trace import by_row, replay
-
-HIDDEN = "·"
 
 
 class Replay(Callback):
@@ -85,4 +84,4 @@ def _text(tokenizer: Any, ids: Sequence[int]) -> str:
     """Text with hidden tokens as dots and without other control tokens."""
     control = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     text = tokenizer.decode([i for i in ids if i not in control])
-    return str(text).replace(tokenizer.mask_token or HIDDEN, HIDDEN)
+    return dotted(str(text), tokenizer)
