@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from xlm.errors import UserError
 from xlm.nn.attention import attention_mask as visible_to
-from xlm.nn.blocks import Block, LayerNorm, depth_scaled_init
+from xlm.nn.blocks import Block, LayerNorm, check_fits, depth_scaled_init
 from xlm.nn.rotary import rotary_table
 
 
@@ -91,13 +90,7 @@ class ILMTransformer(nn.Module):
                 0, 1, 2, ...
         """
         batch, seq = input_ids.shape
-        if seq > self.max_length + 1:
-            raise UserError(
-                "a row is longer than the network was made for",
-                where="datamodule.max_length",
-                value=f"{seq - 1} tokens, {self.max_length} fit",
-                fix="shorten the rows or train with a greater max_length",
-            )
+        check_fits(seq - 1, self.max_length, "tokens")
         if positions is None:
             positions = torch.arange(seq, device=input_ids.device)[None]
         if attention_mask is not None:

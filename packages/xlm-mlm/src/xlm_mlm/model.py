@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from xlm.errors import UserError
 from xlm.nn.attention import attention_mask as visible_to
-from xlm.nn.blocks import Block, LayerNorm, depth_scaled_init
+from xlm.nn.blocks import Block, LayerNorm, check_fits, depth_scaled_init
 from xlm.nn.rotary import rotary_table
 
 
@@ -72,13 +71,7 @@ class MLMTransformer(nn.Module):
         segments: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """States of every position."""
-        if input_ids.shape[1] > self.max_length:
-            raise UserError(
-                "a row is longer than the network was made for",
-                where="datamodule.max_length",
-                value=f"{input_ids.shape[1]} positions, {self.max_length} fit",
-                fix="shorten the rows or train with a greater max_length",
-            )
+        check_fits(input_ids.shape[1], self.max_length)
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         rotary = rotary_table(positions, self.head_dim)

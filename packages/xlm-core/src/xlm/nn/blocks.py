@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xlm.errors import UserError
 from xlm.nn.attention import AttentionMask, LayerCache, SelfAttention
 from xlm.nn.rotary import RotaryTable
 
@@ -112,6 +113,17 @@ class TimeEmbedding(nn.Module):
         angles = u[:, None] * frequencies
         features = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return F.silu(self.second(F.silu(self.first(features.to(self.first.weight.dtype)))))
+
+
+def check_fits(n: int, most: int, what: str = "positions") -> None:
+    """Refuse rows of ``n`` positions, or whatever is counted, where a network was made for ``most``."""
+    if n > most:
+        raise UserError(
+            "a row is longer than the network was made for",
+            where="datamodule.max_length",
+            value=f"{n} {what}, {most} fit",
+            fix="shorten the rows or train with a greater max_length",
+        )
 
 
 def depth_scaled_init(module: nn.Module, n_layers: int) -> None:
