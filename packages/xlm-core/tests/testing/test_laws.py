@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import pytest
 import torch
 from scipy import stats
 from torch.testing import assert_close
 from xlm.noise import LinearSchedule
-from xlm.testing.laws import ancestral_law, any_order_law, chi_square
+from xlm.testing.laws import ancestral_law, any_order_law, chi_square, one_token_law, remasking_law
 from xlm.testing.toy import ExactDenoiser, InconsistentDenoiser, random_table
 
 MASK, LETTERS, VOCAB = 1, [4, 5, 6], 8
@@ -56,6 +56,80 @@ def test_many_ancestral_steps_approach_the_any_order_law_as_1_over_t():
         distances.append(float((ancestral_law(INCONSISTENT, grid) - target).abs().sum()))
     assert distances[0] < 0.05
     assert 1.8 < distances[0] / distances[1] < 2.2
+
+
+def test_an_order_within_blocks_is_the_mean_over_orders_that_keep_to_them():
+    orders = [revealed_together([[i] for i in order]) for order in ([0, 1, 2], [1, 0, 2])]
+    assert_close(any_order_law(INCONSISTENT, block_length=2), torch.stack(orders).mean(0))
+    assert_close(any_order_law(INCONSISTENT, block_length=1), orders[0])
+    assert_close(any_order_law(INCONSISTENT, block_length=3), any_order_law(INCONSISTENT))
+
+
+def test_positions_are_chosen_in_proportion_to_their_weights():
+    """Weights 1, 2 and 3: an order (i, j, k) has the probability w_i / 6 x w_j / (w_j + w_k)."""
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    law = sum(
+        weights[i] / 6 * weights[j] / (weights[j] + weights[k]) * revealed_together([[i], [j], [k]])
+        for i, j, k in permutations(range(3))
+    )
+    assert_close(one_token_law(INCONSISTENT, weights.expand(64, 3)), law)
+
+
+def test_given_letters_stay_and_the_rest_is_drawn_given_them():
+    """The middle letter is the third one."""
+    law = torch.zeros(3, 3, 3, dtype=torch.float64)
+    for first, second in ((0, 2), (2, 0)):
+        ids = torch.full((9, 3), MASK)
+        ids[:, 1] = LETTERS[2]
+        letters, p = torch.cartesian_prod(torch.tensor(LETTERS), torch.tensor(LETTERS)), torch.ones(9)
+        for at, column in ((first, 0), (second, 1)):
+            p = p * INCONSISTENT(ids).softmax(-1).detach()[range(9), at, letters[:, column]]
+            ids[:, at] = letters[:, column]
+        law[:, 2] += 0.5 * (p.view(3, 3) if first == 0 else p.view(3, 3).T)
+    assert_close(any_order_law(INCONSISTENT, start=[None, 2, None]), law.flatten())
+    blocked = any_order_law(INCONSISTENT, block_length=1, start=[None, 2, None])
+    assert not torch.allclose(blocked, law.flatten())
+    assert_close(float(blocked.sum()), 1.0)
+
+
+def remasked_by_walking(rates, sigmas):
+    """The law of the process with remasking by a walk over all patterns, position by position."""
+    states = {(MASK,) * 3: 1.0}
+    for (u, v), sigma in zip(pairwise(rates), sigmas, strict=True):
+        after: dict[tuple[int, ...], float] = {}
+        for state, p in states.items():
+            letters = INCONSISTENT(torch.tensor([state]))[0].softmax(-1).detach()
+            options = []
+            for i, token in enumerate(state):
+                if token == MASK:
+                    reveal = ((1 - v) - (1 - sigma) * (1 - u)) / u
+                    drawn = [(letter, reveal * float(letters[i, letter])) for letter in LETTERS]
+                    options.append([(MASK, 1 - reveal), *drawn])
+                else:
+                    options.append([(token, 1 - sigma), (MASK, sigma)])
+            for choice in product(*options):
+                chance = p * choice[0][1] * choice[1][1] * choice[2][1]
+                key = tuple(token for token, _ in choice)
+                after[key] = after.get(key, 0.0) + chance
+        states = after
+    return torch.tensor([states.get(tuple(string), 0.0) for string in INCONSISTENT.all_strings().tolist()]).double()
+
+
+def test_remasking_hides_revealed_letters_again_and_reveals_as_many_more():
+    rates, sigmas = [1.0, 0.7, 0.4, 0.0], [0.3, 0.5, 0.0]
+    law = remasking_law(INCONSISTENT, rates, sigmas)
+    assert_close(law, remasked_by_walking(rates, sigmas))
+    assert not torch.allclose(law, ancestral_law(INCONSISTENT, rates))
+    assert_close(remasking_law(INCONSISTENT, rates, [0.0] * 3), ancestral_law(INCONSISTENT, rates))
+
+
+def test_remasking_can_differ_from_pattern_to_pattern_and_never_hides_what_is_given():
+    rates, everywhere = [1.0, 0.7, 0.4, 0.0], torch.full((64, 3), 0.5)
+    assert_close(
+        remasking_law(INCONSISTENT, rates, [0.0, everywhere, 0.0]), remasking_law(INCONSISTENT, rates, [0.0, 0.5, 0.0])
+    )
+    law = remasking_law(INCONSISTENT, rates, [0.0, 0.5, 0.0], start=[None, 2, None])
+    assert_close(float(law.view(3, 3, 3)[:, 2].sum()), 1.0)
 
 
 def test_chi_square_agrees_with_scipy_where_nothing_is_pooled():
