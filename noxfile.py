@@ -1,10 +1,15 @@
-"""Every command that a person or CI runs. `nox -l` reads as a manual; plain `nox` is what a change must pass."""
+"""Every command that a person or CI runs. `nox -l` reads as a manual; plain `nox` is what a change must pass.
+
+Plain `nox` tests on the Python that runs nox, or on those that `XLM_PYTHONS="3.11 3.13"` names; `nox -t full` runs all.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -19,6 +24,9 @@ PACKAGES = {
     path.parent.name.removeprefix("xlm-"): tomllib.loads(path.read_text())["project"]["name"]
     for path in sorted(ROOT.glob("packages/*/pyproject.toml"))
 }
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+PYTHONS = sorted({"3.11", "3.12", "3.13", HERE})  # an interpreter that this machine lacks is skipped by name
+USUAL_PYTHONS = os.environ.get("XLM_PYTHONS", HERE).split()
 DEVICES = [nox.param("cpu", id="cpu"), nox.param("gpu", id="gpu")]
 # One thread a process: oversubscribed OpenMP threads are slower than none, and sums do not depend on their number.
 TEST_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONDONTWRITEBYTECODE": None}
@@ -51,40 +59,80 @@ def require_device(session: nox.Session, device: str) -> None:
         session.skip("nvidia-smi lists no GPU")
 
 
+def test(session: nox.Session, package: str, device: str) -> None:
+    """Run the tests of one package and the examples in its documentation."""
+    folder = f"packages/{package}"
+    examples = [f"{folder}/README.md", f"{folder}/src", "--markdown-docs", "--doctest-modules"]
+    only = ["-m", "gpu"] if device == "gpu" else ["-m", "not gpu", *examples]
+    session.run("pytest", f"{folder}/tests", *only, *session.posargs, env=TEST_ENV)
+
+
+def try_wheels(session: nox.Session, folder: Path, packages: list[str], family: str | None) -> None:
+    """Build wheels, compare what they hold with the sources, and use them in an environment of nothing else."""
+
+    def run(*command: str | Path) -> None:
+        session.run(*map(str, command), env={"VIRTUAL_ENV": None, "PYTHONPATH": None}, external=True, log=False)
+
+    wheels, python, locked = folder / "wheels", folder / "environment" / "bin" / "python", folder / "locked.txt"
+    for package in packages:
+        run("uv", "build", "--quiet", "--no-sources", f"--package={package}", "--out-dir", wheels)
+        run(sys.executable, ".ci/contents.py", wheels, f"packages/{package}")
+    run("uv", "export", "--locked", "--quiet", "--no-emit-workspace", "--no-hashes", "--output-file", locked)
+    run("uv", "venv", "--quiet", "--python", sys.executable, folder / "environment")
+    offer = ["--find-links", wheels, "--constraint", locked]
+    run("uv", "pip", "install", "--quiet", "--no-sources", "--python", python, *offer, *packages)
+    shutil.copy(".ci/shipped.py", folder)
+    with session.chdir(folder):
+        run(python, "-I", "shipped.py", wheels, *([family] if family else []))
+
+
 def add_package(short: str, package: str) -> None:
     """Make the sessions of one package."""
-    folder = f"packages/{package}"
 
     def tests(session: nox.Session, device: str) -> None:
         require_device(session, device)
         sync(session, f"--package={package}", "--group=test")
-        marker = "gpu" if device == "gpu" else "not gpu"
-        documented = [f"{folder}/README.md", f"{folder}/src", "--markdown-docs", "--doctest-modules"]
-        examples = [] if device == "gpu" else documented
-        session.run("pytest", "-m", marker, f"{folder}/tests", *examples, *session.posargs, env=TEST_ENV)
+        test(session, package, device)
+
+    def lowest(session: nox.Session) -> None:
+        editable = [f"--editable=packages/{name}" for name in dict.fromkeys([PACKAGES["core"], package])]
+        group = f"--group=packages/{package}/pyproject.toml:test"
+        session.install("--resolution=lowest-direct", "--quiet", *editable, group)
+        test(session, package, "cpu")
 
     def mypy(session: nox.Session) -> None:
         sync(session, f"--package={package}", "--group=typing")
-        session.run("mypy", f"{folder}/src", *session.posargs, env={"PYTHONDONTWRITEBYTECODE": None})
+        session.run("mypy", f"packages/{package}/src", *session.posargs, env={"PYTHONDONTWRITEBYTECODE": None})
+
+    def wheel(session: nox.Session) -> None:
+        with tempfile.TemporaryDirectory(prefix=f"{package}-") as folder:
+            packages = list(dict.fromkeys([PACKAGES["core"], package]))
+            try_wheels(session, Path(folder), packages, None if short == "core" else short)
 
     tests.__doc__ = f"Test {package} with only its own dependencies: unit tests, oracles, documented examples."
+    lowest.__doc__ = f"Test {package} with the lowest version of every dependency that it allows."
     mypy.__doc__ = f"Check the types of {package} strictly."
-    nox.session(name=f"tests-{short}", tags=[short, "tests"])(nox.parametrize("device", DEVICES)(tests))
-    nox.session(name=f"mypy-{short}", tags=[short, "mypy"])(mypy)
+    wheel.__doc__ = f"Build {package}, check what is in the wheel, and use it outside the workspace."
+    tags = [short, "full"]
+    cases = nox.parametrize("device", DEVICES)(tests)
+    nox.session(name=f"tests-{short}", python=PYTHONS, tags=[*tags, "tests"])(cases)
+    nox.session(name=f"tests-lowest-{short}", python=PYTHONS[0], tags=[*tags, "lowest"])(lowest)
+    nox.session(name=f"mypy-{short}", tags=[*tags, "mypy"])(mypy)
+    nox.session(name=f"wheel-{short}", venv_backend="none", tags=[*tags, "wheel"])(wheel)
 
 
 for _short, _package in PACKAGES.items():
     add_package(_short, _package)
 
 
-@nox.session(name="tests-together", tags=["tests"])
+@nox.session(name="tests-together", python=PYTHONS, tags=["tests", "full"])
 def tests_together(session: nox.Session) -> None:
     """Test what needs several packages at once: every option in every combination of family and task, the commands."""
     sync(session, "--group=test")
     session.run("pytest", "tests", "README.md", "docs", "--markdown-docs", *session.posargs, env=TEST_ENV)
 
 
-@nox.session
+@nox.session(tags=["full"])
 def lint(session: nox.Session) -> None:
     """Check style, formatting, the layers of imports, and that the lock fits the packages."""
     sync(session, "--only-group=lint")
@@ -95,9 +143,29 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": sources})
 
 
+@nox.session(tags=["full"])
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/, where a broken link is an error."""
+    sync(session, "--only-group=docs")
+    session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session(tags=["full"])
+def workflows(session: nox.Session) -> None:
+    """Check the workflows of GitHub Actions: their schema, and what an attacker could do with them."""
+    sync(session, "--only-group=workflows")
+    files = [str(path) for path in sorted(ROOT.glob(".github/workflows/*.yml"))]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
+    session.run("zizmor", "--offline", "--quiet", "--persona=pedantic", *files)
+
+
 nox.options.sessions = [
     "lint",
+    "workflows",
+    "docs",
     *(f"mypy-{short}" for short in PACKAGES),
-    *(f"tests-{short}(cpu)" for short in PACKAGES),
-    "tests-together",
+    *(f"tests-{short}-{python}(cpu)" for python in USUAL_PYTHONS for short in PACKAGES),
+    *(f"tests-together-{python}" for python in USUAL_PYTHONS),
+    "wheel-core",
+    "wheel-mdlm",  # the quickstart's family stands for the others, at a minute each
 ]
