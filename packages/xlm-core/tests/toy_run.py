@@ -26,7 +26,7 @@ from xlm.callbacks import EMA, BestCheckpoint, MetricsFile, Saver
 from xlm.checkpoint import AtomicCheckpointIO, newest_valid
 from xlm.data.order import Place, Plan, Sequential, TrainLoader, make_loader
 from xlm.harness import Harness
-from xlm.metrics import Validity
+from xlm.metrics import SampleStatistics, Validity
 
 VOCAB, PAD = 8, 0
 
@@ -140,7 +140,7 @@ def manager(name, kind, rows):
         name=name,
         kind=kind,
         rows=rows,
-        metrics={"long": Validity(is_long)} if kind == "prediction" else {},
+        metrics={"long": Validity(is_long), "samples": SampleStatistics(repetition=[1])} if kind == "prediction" else {},
         event_space="open",
         n_bytes=lambda indices: torch.tensor([2 * len(rows[i]) for i in indices]),
         examples=lambda indices: [{"target": "x" * len(rows[i])} for i in indices],

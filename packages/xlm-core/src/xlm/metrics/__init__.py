@@ -2,5 +2,6 @@
 
 from xlm.metrics.answers import ExactMatch, TokenAccuracy, Validity
 from xlm.metrics.coverage import Coverage
+from xlm.metrics.samples import SampleStatistics
 
-__all__ = ["Coverage", "ExactMatch", "TokenAccuracy", "Validity"]
+__all__ = ["Coverage", "ExactMatch", "SampleStatistics", "TokenAccuracy", "Validity"]

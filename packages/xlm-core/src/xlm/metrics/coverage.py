@@ -6,14 +6,11 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
 
-import torch
-from torch import Tensor
-from torchmetrics import Metric
-
 from xlm.metrics.answers import Texts
+from xlm.metrics.gathered import Gathered
 
 
-class Coverage(Metric):
+class Coverage(Gathered):
     """Share of the valid answers to the questions asked that the predictions found: ``coverage`` in [0, 1], and its SE.
 
     Denominator: the different valid answers that exist, summed over the different prompts; numerator: those of them
@@ -28,27 +25,20 @@ class Coverage(Metric):
             one of them, or the prompt followed by one.
     """
 
-    full_state_update = False
-    asked: list[Tensor] | Tensor
-
     def __init__(self, answers: Callable[[Texts], Collection[str]]) -> None:
         super().__init__()
         self.answers = answers
-        self.add_state("asked", default=[], dist_reduce_fx="cat")
 
     def update(self, examples: Sequence[Texts], rows: Sequence[Texts]) -> None:
         """Note for each row its prompt, how many answers there are, and the answer if it is one of them."""
-        noted = [self._note(example, row["prediction"]) for example, row in zip(examples, rows, strict=True)]
-        if noted:
-            assert isinstance(self.asked, list), "merged over ranks: nothing is added to that"
-            self.asked.append(torch.tensor(noted, device=self.device))
+        pairs = zip(examples, rows, strict=True)
+        self.notes += [self._note(example, row["prediction"]) for example, row in pairs]
 
     def compute(self) -> dict[str, float]:
         """The share and its standard error; nan where nothing was asked, or for the error no second prompt."""
-        asked = [self.asked] if isinstance(self.asked, Tensor) else self.asked
         exist: dict[int, int] = {}
         found: dict[int, set[int]] = {}
-        for prompt, n_answers, is_valid, answer in (note for part in asked for note in part.tolist()):
+        for prompt, n_answers, is_valid, answer in self.gathered():
             exist[prompt] = n_answers
             found.setdefault(prompt, set()).update([answer] * is_valid)
         n, total = len(exist), sum(exist.values())
@@ -64,5 +54,5 @@ class Coverage(Metric):
 
 
 def _number(text: str) -> int:
-    """A 64-bit number for a text, which ranks can exchange."""
+    """A 64-bit number for a text, shorter than it."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
