@@ -24,7 +24,7 @@ from xlm_arlm.model import ARLMTransformer
 from xlm_arlm.predictor import ARLMPredictor
 
 TOKENIZER = tiny_tokenizer()
-EOS, A, B, C, D = 3, 4, 5, 6, 7
+BOS, EOS, A, B, C, D = 2, 3, 4, 5, 6, 7
 DRAWS = 20_000
 
 
@@ -337,7 +337,10 @@ def test_the_trace_replays_the_answer_with_its_probabilities():
     predictions = sampler.predict(batch)
     rows = sampler.to_dict(batch, predictions)
     for row, example in zip(rows, examples, strict=True):
-        *_, last = replay(row["trace"], [])
+        assert row["start_ids"] == [BOS, *example["prompt_ids"]]
+        *_, whole = replay(row["trace"], row["start_ids"])
+        last = whole[len(row["start_ids"]) :]
+        assert row["trace"][0]["position"] == len(row["start_ids"])
         assert [token for token in last if token != EOS] == row["ids"]
         assert {event["action"] for event in row["trace"]} == {"append"}
         if last[-1] == EOS:

@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from xlm.answers import json_rows
 from xlm.errors import UserError
 from xlm.nn.attention import KVCache
 from xlm.nn.linear_cross_entropy import linear_cross_entropy
 from xlm.noise import Stream, uniforms
 from xlm.protocols import Predictions, Predictor, SequenceLikelihood, Tokenizer
 from xlm.sampling import TokenFilter, draw, penalise_repetition, suppress, suppressed_ids
-from xlm.stopping import stop_strings, text_before
-from xlm.trace import Trace, by_row
+from xlm.stopping import stop_strings
+from xlm.trace import Trace
 
 from xlm_arlm.types import ARLMBatch, ARLMModel, ARLMPromptBatch, special_id
 
@@ -41,7 +42,7 @@ class ARLMPredictor(Predictor[ARLMPromptBatch, Predictions]):
         min_p: Draw among the tokens that are at least this probable, relative to the most probable one, in [0, 1].
         repetition_penalty: Above 1, makes the tokens of the prompt and the answer so far less likely (CTRL: 1.2).
         stop: A string, or several, that end the answer; the text ends before it, ``ids`` after it.
-        trace: Whether to record each token drawn; its position is its place in the answer.
+        trace: Whether to record each token drawn; its position is its place in the row, BOS at 0.
     """
 
     noise_schedule = None
@@ -98,7 +99,7 @@ class ARLMPredictor(Predictor[ARLMPromptBatch, Predictions]):
             n_drawn[running.rows] = step + 1
             if self.trace:
                 probability = logits.softmax(-1).gather(1, tokens[:, None])[:, 0]
-                trace.record(step, "append", running.rows, torch.full_like(tokens, step), tokens, probability)
+                trace.record(step, "append", running.rows, running.position[:, 0], tokens, probability)
             goes_on = (tokens != self.eos) & (running.budget > step + 1) & ~self._stopped(ids[running.rows, : step + 1])
             if not goes_on.all():
                 running.keep(goes_on)
@@ -164,25 +165,10 @@ class ARLMPredictor(Predictor[ARLMPromptBatch, Predictions]):
         """JSON-ready rows; ``prediction`` is the text up to the first stop string."""
         valid = batch["attention_mask"]
         valid = torch.ones_like(batch["input_ids"], dtype=torch.bool) if valid is None else valid
-        rows: list[dict[str, Any]] = []
-        for i, index in enumerate(batch["index"].tolist()):
-            ids = preds["ids"][i, : preds["lengths"][i]].tolist()
-            rows.append(
-                {
-                    "index": index,
-                    "prompt": self.tokenizer.decode(batch["input_ids"][i][valid[i]].tolist(), skip_special_tokens=True),
-                    "prediction": self._text(ids),
-                    "ids": ids,
-                    "n_calls": int(preds["n_calls"][i]),
-                }
-            )
-        if "trace" in preds:
-            for row, events in zip(rows, by_row(preds["trace"], len(rows)), strict=True):
-                row["trace"] = events
-        return rows
-
-    def _text(self, ids: list[int]) -> str:
-        return text_before(self.tokenizer.decode(ids, skip_special_tokens=True), self.stop)
+        starts = [ids[there].tolist() for ids, there in zip(batch["input_ids"], valid, strict=True)]
+        prompts = [self.tokenizer.decode(start, skip_special_tokens=True) for start in starts]
+        stop = [self.stop] * len(starts)
+        return json_rows(self.tokenizer, batch["index"], preds, prompts=prompts, starts=starts, stop=stop)
 
     @torch.no_grad()
     def log_likelihood(self, batch: ARLMBatch, *, draws: int = 1) -> SequenceLikelihood:

@@ -1,4 +1,8 @@
-"""What a sampler did, step by step: recorded as tensors while it runs, read as events, replayed into states."""
+"""What a sampler did, step by step: recorded as tensors while it runs, read as events, replayed into states.
+
+An event says ``step``, ``action``, ``position``, ``token`` and ``probability``. Positions count a row's tokens from its
+first one, BOS and prompt included, padding not.
+"""
 
 from __future__ import annotations
 
@@ -59,10 +63,10 @@ class Trace:
 
 
 def by_row(events: Iterable[dict[str, Any]], n_rows: int) -> list[list[dict[str, Any]]]:
-    """The events of each row of the batch, as ``to_dict`` hands them out."""
+    """The events of each row of the batch, without its number there: another batch is another number."""
     rows: list[list[dict[str, Any]]] = [[] for _ in range(n_rows)]
     for event in events:
-        rows[event["row"]].append(event)
+        rows[event["row"]].append({key: value for key, value in event.items() if key != "row"})
     return rows
 
 

@@ -6,9 +6,12 @@ import json
 
 import pytest
 import xlm as package
+from xlm import cli
+from xlm.commands.generate import costs
 from xlm.commands.prompts import as_prompt, example, read_prompts, read_template
 from xlm.data.tokenizers import WordTokenizer
 from xlm.errors import UserError
+from xlm.trace import replay
 
 
 def rows(path):
@@ -115,6 +118,8 @@ def test_an_evaluation_takes_data_but_nothing_of_the_training(xlm, trained):
     ("words", "error"),
     [
         (["prompt=a", "prompts=b"], "excludes prompts in prompt"),
+        (["trace=true"], "is written nowhere in trace (true); fix: add output=FILE.jsonl"),
+        (["trace=true", "output=o.jsonl"], "family toy does not say how its texts come about in trace"),
         (["num_samples=0"], "must be at least 1 in num_samples (0)"),
         (["num_samples=many"], "expected int, got 'many' in num_samples"),
         (["promt=a"], "did you mean prompt?"),
@@ -130,6 +135,46 @@ def test_a_mistake_is_refused(xlm, toy, trained, words, error):
     (toy / "t.json").write_text('["a", {"gap": 2}, "b"]')
     (toy / "t.jsonl").write_text('{"prompt": "a"}\n{"template": ["a", {"gap": 1}]}')
     assert error in xlm("generate", f"checkpoint={trained}", *words, code=2)
+
+
+def test_traced_rows_say_how_they_came_about_whatever_the_batch(xlm, toy, trained):
+    (toy / "asked.jsonl").write_text('{"prompt": "a"}\n{"prompt": "abcd"}\n{"prompt": "ab"}\n')
+    common = ("generate", f"checkpoint={trained}", "prompts=asked.jsonl", "predictor=toy_traced")
+    for n in (1, 2):
+        xlm(*common, f"batch_size={n}", "trace=true", f"output={n}.jsonl")
+    traced = rows(toy / "1.jsonl")
+    assert traced == rows(toy / "2.jsonl")
+    for row in traced:
+        assert package.load(trained).tokenizer.decode(row["start_ids"]) == row["prompt"]
+        *_, last = replay(row["trace"], row["start_ids"])
+        assert last == row["start_ids"] + row["ids"]
+        assert set(row["trace"][0]) == {"step", "action", "position", "token", "probability"}
+    xlm(*common, "predictor.trace=true", "output=by_the_sampler.jsonl")
+    assert rows(toy / "by_the_sampler.jsonl") == traced
+    xlm(*common, "output=untraced.jsonl")
+    assert all("trace" not in row and "start_ids" not in row for row in rows(toy / "untraced.jsonl"))
+
+
+def test_a_trace_asked_for_beside_a_longest_answer_has_both(trained, toy):
+    found = package.load(trained, ["predictor=toy_traced"]).generate("ab", num_samples=9, max_new_tokens=2, trace=True)
+    assert {len(row["trace"]) for row in found} == {1, 2}
+
+
+def test_a_line_says_what_the_texts_cost(trained, toy, capsys, monkeypatch):
+    clock = iter([10.0, 10.5])
+    monkeypatch.setattr("xlm.commands.generate.time.perf_counter", lambda: next(clock))
+    assert cli.main(["generate", f"checkpoint={trained}", "num_samples=4", "output=o.jsonl"]) == 0
+    n = sum(len(row["ids"]) for row in rows(toy / "o.jsonl"))
+    said = f"4 texts, {n} network calls ({n / 4:.3g} a text), {n} tokens (1 a call, {2 * n} a second)"
+    assert capsys.readouterr().err.splitlines()[-1] == said
+
+
+def test_a_text_without_a_call_has_no_tokens_a_call():
+    row = {"n_calls": 0, "n_new_tokens": 0}
+    assert costs([row], seconds=1.0) == "1 texts, 0 network calls (0 a text), 0 tokens (0 a second)"
+    row = {"n_calls": 2000, "n_new_tokens": 3000}
+    said = "2 texts, 4,000 network calls (2,000 a text), 6,000 tokens (1.5 a call, 12,000 a second)"
+    assert costs([row, row], seconds=0.5) == said
 
 
 def test_a_template_is_texts_and_gaps(tmp_path):
@@ -164,7 +209,8 @@ def test_a_gap_of_free_length_is_a_placeholder_for_families_that_can_and_refused
     assert row["fixed"] == [True, False, True, True, False]
     assert row["free"] == [False, True, False, False, True]
     collate.given.clear()
-    run.generate([["a", {"gap": 2}]])
+    (filled,) = run.generate([["a", {"gap": 2}]])
+    assert filled["n_new_tokens"] == len(filled["ids"]) - 1  # "a" was given
     assert "free" not in collate.given[0]
 
 

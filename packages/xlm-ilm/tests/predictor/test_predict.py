@@ -316,16 +316,15 @@ def test_the_trace_replays_to_the_answer(options, collate):
     rows = [template([A, None, None, B, None, None]), template([None, C], [0]), template([A])]
     examples = keyed([{**row, "prompt_ids": row["input_ids"]} for row in rows])
     batch = collate(examples)
-    predictions = predictor(trace=True, **options).predict(batch)
-    for i, events in enumerate(by_row(predictions["trace"], 3)):
-        used = slice(None) if batch["attention_mask"] is None else batch["attention_mask"][i]
-        states = list(replay(events, batch["input_ids"][i][used].tolist()))
-        answer = predictions["ids"][i, : int(predictions["lengths"][i])].tolist()
-        assert states[-1][1 + int(batch["prompt_lengths"][i]) :] == answer
-        assert {event["action"] for event in events} <= {"insert"}
-        assert all(0 < event["probability"] <= 1 for event in events)
-        steps = int(predictions["n_calls"][i])
-        assert len(states) in (steps, steps + 1)  # stopping is a call of its own
+    sample = predictor(trace=True, **options)
+    for i, row in enumerate(sample.to_dict(batch, sample.predict(batch))):
+        states = list(replay(row["trace"], row["start_ids"]))
+        tokens = zip(rows[i]["input_ids"], rows[i]["fixed"], strict=True)
+        assert states[0] == [BOS, *(token for token, fixed in tokens if fixed or collate is PROMPTED)]
+        assert states[-1][1 + int(batch["prompt_lengths"][i]) :] == row["ids"]
+        assert {event["action"] for event in row["trace"]} <= {"insert"}
+        assert all(0 < event["probability"] <= 1 for event in row["trace"])
+        assert len(states) in (row["n_calls"], row["n_calls"] + 1)  # stopping is a call of its own
 
 
 def test_the_trace_says_with_what_probability_a_pair_was_drawn():

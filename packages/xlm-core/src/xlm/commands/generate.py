@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,11 @@ from xlm.errors import UserError
 if TYPE_CHECKING:
     from xlm.commands.prompts import Asked
 
+ABOUT = """
+Texts go to stdout, one line of counts to stderr: texts; network calls, a call of a batch counted once for each text
+that took part in it; tokens that were generated (EOS, and what a canvas holds behind it, are not; nor is what a template
+gives); their ratio; and tokens a second of sampling and decoding, loading not included.
+"""
 TOP_LEVEL = ("checkpoint", "weights", "seed", "trusted_packages")
 KEYS = {
     "predictor": "another sampler of the family",
@@ -33,6 +40,7 @@ class Options:
     num_samples: Annotated[int, "texts a prompt"] = 1
     batch_size: Annotated[int, "rows at a time; it changes no row"] = 16
     max_new_tokens: Annotated[int | None, "longest answer, in tokens; the size of a canvas"] = None
+    trace: Annotated[bool, "write into output how each text came about, for `xlm replay`"] = False
     output: Annotated[str | None, "a JSON Lines file to write"] = None
 
     def __post_init__(self) -> None:
@@ -40,6 +48,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError("must be at least 1", where=name, value=value, fix="give 1 or more")
+        if self.trace and self.output is None:
+            raise UserError("is written nowhere", where="trace", value="true", fix="add output=FILE.jsonl")
         given = [name for name in ("prompt", "prompts", "template") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"excludes {given[1]}", where=given[0], fix="give one of prompt, prompts and template")
@@ -54,16 +64,40 @@ def run(words: Sequence[str]) -> int:
     options = read(Options, config)
     asked, output = _asked(options), rundir.output_file(options.output)
     loaded = open_run(config)
+    started = time.perf_counter()
     rows = loaded.generate(
         asked,
         num_samples=options.num_samples,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
+        trace=options.trace,
     )
+    seconds = time.perf_counter() - started
     _show(rows)
     if output:
         _write(rows, output)
+    sys.stdout.flush()
+    print(costs(rows, seconds), file=sys.stderr)
     return 0
+
+
+def costs(rows: Sequence[Mapping[str, Any]], seconds: float) -> str:
+    """What the texts cost, in a line; ``ABOUT`` says what its numbers count.
+
+    Example:
+        >>> costs([{"n_calls": 6, "n_new_tokens": 8}, {"n_calls": 4, "n_new_tokens": 7}], seconds=0.5)
+        '2 texts, 10 network calls (5 a text), 15 tokens (1.5 a call, 30 a second)'
+    """
+    calls, tokens = (sum(row[name] for row in rows) for name in ("n_calls", "n_new_tokens"))
+    a_call = f"{_number(tokens / calls)} a call, " if calls else ""
+    return (
+        f"{len(rows):,} texts, {calls:,} network calls ({_number(calls / len(rows))} a text), "
+        f"{tokens:,} tokens ({a_call}{_number(tokens / seconds)} a second)"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _asked(options: Options) -> list[Asked]:

@@ -62,8 +62,12 @@ class LoadedRun:
         batch_size: int = 16,
         seed: int | None = None,
         max_new_tokens: int | None = None,
+        trace: bool = False,
     ) -> list[dict[str, Any]]:
         """Rows as ``Predictor.to_dict`` gives them, in order: all samples of the first prompt first.
+
+        Each also says which ``sample`` of its prompt it is, and ``n_new_tokens``: how many of ``ids`` were generated,
+        rather than given by a template. EOS and what a canvas holds behind it are not among ``ids``.
 
         Args:
             prompts: Texts, or templates such as ``["The ", {"gap": 5}, " sat."]``; a gap of None is of free length, for
@@ -72,12 +76,13 @@ class LoadedRun:
             batch_size: Rows at a time; it changes no row.
             seed: Of the draws; None is the run's.
             max_new_tokens: Longest answer; for families with a canvas, its size.
+            trace: Add ``start_ids`` and ``trace`` to each row, for ``xlm.trace.replay``.
         """
         listed = [prompts] if prompts is None or isinstance(prompts, str) else prompts
         asked = [prompt if isinstance(prompt, Asked) else as_prompt(prompt) for prompt in listed]
         seed = self.config.seed if seed is None else seed
         rows: dict[int, dict[str, Any]] = {}
-        predictor = self._predictor(max_new_tokens)
+        predictor = self._predictor(max_new_tokens, trace)
         collators = {prompt.role: self._collator(prompt, max_new_tokens) for prompt in asked}
         for role, collate in collators.items():
             places = [(n, k) for n, prompt in enumerate(asked) if prompt.role == role for k in range(num_samples)]
@@ -88,8 +93,10 @@ class LoadedRun:
                     example(asked[n], self.tokenizer, index=number, noise_key=key)
                     for (n, _), number, key in zip(some, numbers, keys, strict=True)
                 ]
-                for (n, k), row in zip(some, self._predict(predictor, collate(examples)), strict=True):
-                    rows[row["index"]] = {**row, "prompt": asked[n].text, "sample": k}
+                predicted = self._predict(predictor, collate(examples))
+                for (n, k), given, row in zip(some, examples, predicted, strict=True):
+                    n_new = len(row["ids"]) - sum(given.get("fixed", []))
+                    rows[row["index"]] = {**row, "prompt": asked[n].text, "sample": k, "n_new_tokens": n_new}
         return [rows[number] for number in sorted(rows)]
 
     def _predict(self, predictor: Any, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -99,15 +106,22 @@ class LoadedRun:
             rows: list[dict[str, Any]] = predictor.to_dict(batch, predictor.predict(batch))
         return rows
 
-    def _predictor(self, max_new_tokens: int | None) -> Any:
+    def _predictor(self, max_new_tokens: int | None, trace: bool) -> Any:
         """The sampler; one that knows of no longest answer is as it was."""
-        if max_new_tokens is None:
+        if trace and not hasattr(self.predictor, "trace"):
+            what = f"family {self.config.family} does not say how its texts come about"
+            raise UserError(what, where="trace", fix="leave it out, or choose another predictor")
+        if max_new_tokens is None and not trace:
             return self.predictor
-        lengths = dict.fromkeys(("max_target_length", "max_new_tokens"), max_new_tokens)
         node = OmegaConf.to_container(self.config.predictor, resolve=True)
         assert isinstance(node, dict)
-        node.pop("max_new_tokens", None)  # the run's own
-        return construct(node, where="predictor", model=self.model, **{**self._context(), **lengths})
+        context = self._context()
+        if max_new_tokens is not None:
+            node.pop("max_new_tokens", None)  # the run's own
+            context |= dict.fromkeys(("max_target_length", "max_new_tokens"), max_new_tokens)
+        if trace:
+            node["trace"] = True
+        return construct(node, where="predictor", model=self.model, **context)
 
     def _collator(self, asked: Asked, max_new_tokens: int | None) -> Any:
         role = asked.role

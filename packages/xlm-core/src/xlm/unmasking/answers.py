@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from xlm.answers import json_rows
 from xlm.protocols import Predictions, Tokenizer
-from xlm.stopping import stopped_length, text_before
-from xlm.trace import Trace, by_row
+from xlm.stopping import stopped_length
+from xlm.trace import Trace
 from xlm.unmasking.batch import MaskedPredictionBatch, places, real_tokens
 
 
@@ -51,29 +52,18 @@ def read_answers(
 def answer_rows(
     tokenizer: Tokenizer, batch: MaskedPredictionBatch, preds: Predictions, *, stop: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """One JSON-ready row each; ``prompt`` is the prompt's text, or the template with its mask tokens.
-
-    ``prediction`` is the text before the first stop string; ``ids`` end after it.
-    """
-    given = real_tokens(batch) & ((places(batch) < batch["prompt_lengths"][:, None]) | ~batch["ends_at_eos"][:, None])
-    rows = []
-    for i, (ids, n) in enumerate(zip(preds["ids"].tolist(), preds["lengths"].tolist(), strict=True)):
-        text: str = tokenizer.decode(ids[:n], skip_special_tokens=True)
-        if batch["ends_at_eos"][i]:
-            text = text_before(text, stop)
-        rows.append(
-            {
-                "index": int(batch["index"][i]),
-                "prompt": tokenizer.decode(batch["input_ids"][i][given[i]].tolist()),
-                "prediction": text,
-                "ids": ids[:n],
-                "n_calls": int(preds["n_calls"][i]),
-            }
-        )
-    if "trace" in preds:
-        for row, events in zip(rows, by_row(preds["trace"], len(rows)), strict=True):
-            row["trace"] = events
-    return rows
+    """One JSON-ready row each; ``prompt`` is the prompt's text, or the template with its mask tokens."""
+    real, ends = real_tokens(batch), batch["ends_at_eos"]
+    given = real & ((places(batch) < batch["prompt_lengths"][:, None]) | ~ends[:, None])
+    ids = batch["input_ids"]
+    return json_rows(
+        tokenizer,
+        batch["index"],
+        preds,
+        prompts=[tokenizer.decode(row[shown].tolist()) for row, shown in zip(ids, given, strict=True)],
+        starts=[row[there].tolist() for row, there in zip(ids, real, strict=True)],
+        stop=[stop if may_stop else () for may_stop in ends.tolist()],
+    )
 
 
 def answers(

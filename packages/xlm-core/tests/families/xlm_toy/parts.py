@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from xlm.answers import json_rows
 from xlm.data.padding import keys, pad, padding_mask
 from xlm.errors import UserError
 from xlm.noise import uniforms
 from xlm.sampling import TokenFilter
+from xlm.trace import Trace
 
 
 class ToyModel(nn.Module):
@@ -97,6 +99,42 @@ class ToyPredictor:
             "estimator": "chain rule",
             "n_calls": 1,
         }
+
+
+class TracedPredictor(ToyPredictor):
+    """As many letters; it says when it appended each."""
+
+    def __init__(
+        self,
+        *,
+        model: ToyModel,
+        tokenizer,
+        max_new_tokens: int | None = None,
+        max_target_length: int | None = None,
+        trace: bool = False,
+    ) -> None:
+        lengths = {"max_new_tokens": max_new_tokens, "max_target_length": max_target_length}
+        super().__init__(model=model, tokenizer=tokenizer, **lengths)
+        self.trace = trace
+
+    def predict(self, batch):
+        predictions = super().predict(batch)
+        if self.trace:
+            trace, rows = Trace(), torch.arange(len(batch["index"]))
+            for step in range(predictions["ids"].shape[1]):
+                drawn = predictions["lengths"] > step
+                places = torch.tensor([len(start) + step for start in self.starts(batch)])
+                columns = (rows, places, predictions["ids"][:, step], torch.full(rows.shape, 0.25))
+                trace.record(step, "append", *(column[drawn] for column in columns))
+            predictions["trace"] = trace.events()
+        return predictions
+
+    def starts(self, batch):
+        return [[token for token in row if token != self.tokenizer.pad_token_id] for row in batch["input_ids"].tolist()]
+
+    def to_dict(self, batch, preds):
+        asked = {"prompts": [""] * len(batch["index"]), "stop": [()] * len(batch["index"])}
+        return json_rows(self.tokenizer, batch["index"], preds, starts=self.starts(batch), **asked)
 
 
 def tokens(example, column):

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from xlm.answers import json_rows
 from xlm.protocols import Predictions, Tokenizer
-from xlm.stopping import stopped_length, text_before
-from xlm.trace import Trace, by_row
+from xlm.stopping import stopped_length
+from xlm.trace import Trace
 
 from xlm_ilm.predictor.rows import Rows
 from xlm_ilm.types import ILMPredictionBatch
@@ -47,32 +48,24 @@ def answer_rows(
     tokenizer: Tokenizer, batch: ILMPredictionBatch, preds: Predictions, *, stop: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One JSON-ready row each; ``prompt`` is the prompt's text, or the template with mask tokens in its gaps."""
-    rows = []
-    for i, (ids, n) in enumerate(zip(preds["ids"].tolist(), preds["lengths"].tolist(), strict=True)):
-        text: str = tokenizer.decode(ids[:n], skip_special_tokens=True)
-        if batch["free"][i] and not batch["whole"][i]:
-            text = text_before(text, stop)
-        rows.append(
-            {
-                "index": int(batch["index"][i]),
-                "prompt": tokenizer.decode(_prompt(tokenizer, batch, i)),
-                "prediction": text,
-                "ids": ids[:n],
-                "n_calls": int(preds["n_calls"][i]),
-            }
-        )
-    if "trace" in preds:
-        for row, events in zip(rows, by_row(preds["trace"], len(rows)), strict=True):
-            row["trace"] = events
-    return rows
-
-
-def _prompt(tokenizer: Tokenizer, batch: ILMPredictionBatch, row: int) -> list[int]:
-    """The given tokens without BOS; in a template a mask token stands for each missing one, or for a free gap."""
     mask = batch["attention_mask"]
-    n = batch["input_ids"].shape[1] if mask is None else int(mask[row].sum())
-    ids, room = batch["input_ids"][row, :n].tolist(), batch["room"][row, :n].tolist()
+    lengths = [batch["input_ids"].shape[1]] * len(batch["index"]) if mask is None else mask.sum(1).tolist()
+    starts = [ids[:n].tolist() for ids, n in zip(batch["input_ids"], lengths, strict=True)]
+    ends = (batch["free"] & ~batch["whole"]).tolist()
+    return json_rows(
+        tokenizer,
+        batch["index"],
+        preds,
+        prompts=[tokenizer.decode(_prompt(tokenizer, batch, row, start)) for row, start in enumerate(starts)],
+        starts=starts,
+        stop=[stop if may_stop else () for may_stop in ends],
+    )
+
+
+def _prompt(tokenizer: Tokenizer, batch: ILMPredictionBatch, row: int, start: list[int]) -> list[int]:
+    """The given tokens without BOS; in a template a mask token stands for each missing one, or for a free gap."""
     if not batch["whole"][row] or tokenizer.mask_token_id is None:
-        return ids[1:]
+        return start[1:]
+    room = batch["room"][row, : len(start)].tolist()
     shown = [min(left, 1) if batch["free"][row] else left for left in room]
-    return [i for token, n in zip(ids, shown, strict=True) for i in [token, *[tokenizer.mask_token_id] * n]][1:]
+    return [i for token, n in zip(start, shown, strict=True) for i in [token, *[tokenizer.mask_token_id] * n]][1:]
