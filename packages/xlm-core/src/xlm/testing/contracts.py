@@ -25,6 +25,7 @@ from xlm.errors import UserError
 from xlm.protocols import Collator, EventSpace, Example, Kind, Model
 from xlm.sampling import suppressed_ids
 from xlm.testing.gradients import finite_difference_check
+from xlm.testing.oracles import OracleCase
 
 TEXT_COLUMNS = ("input_ids", "fixed", "segments", "prompt_ids", "target_ids")
 
@@ -347,3 +348,32 @@ class PackingContract(ModelContract):
         positions = torch.tensor([[0, 1, 0, 1, 2, 3]]).expand_as(ids)
         separate = [model.forward(ids[:, :2]), model.forward(ids[:, 2:])]
         self._assert_close(model.forward(ids, positions=positions, segments=segments), torch.cat(separate, 1))
+
+
+class OracleContract(ABC):
+    """A family's oracle case: every oracle holds, and each deliberate fault makes the oracle fail that it names."""
+
+    @abstractmethod
+    def case(self) -> OracleCase:
+        """The case."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One test an oracle, and one a mutation."""
+        case = self.case()
+        if "oracle_name" in metafunc.fixturenames:
+            metafunc.parametrize("oracle_name", [oracle.name for oracle in case.oracles])
+        if "fault" in metafunc.fixturenames:
+            metafunc.parametrize("fault", [mutation.fault for mutation in case.mutations])
+
+    def test_the_oracle_holds(self, oracle_name: str) -> None:
+        """The error is within its tolerance."""
+        measured = self.case().oracle(oracle_name).measure()
+        assert measured.passed, f"{measured.error:.3g} > {measured.tolerance:.3g} {measured.unit}"
+
+    def test_the_fault_is_noticed(self, fault: str) -> None:
+        """By the oracle that the mutation names."""
+        case = self.case()
+        mutation = next(mutation for mutation in case.mutations if mutation.fault == fault)
+        with mutation.applied():
+            measured = case.oracle(mutation.caught_by).measure()
+        assert not measured.passed, f"{mutation.caught_by}: {measured.error:.3g} <= {measured.tolerance:.3g}"

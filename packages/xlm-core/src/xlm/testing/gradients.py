@@ -9,23 +9,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def finite_difference_check(
-    loss_fn: Callable[[], Float[Tensor, ""]],
-    parameters: Iterable[nn.Parameter],
-    *,
-    step: float = 1e-5,
-    tolerance: float = 1e-6,
-) -> None:
-    """Compare the gradient with central differences, along one random direction a parameter.
+def gradient_error(
+    loss_fn: Callable[[], Float[Tensor, ""]], parameters: Iterable[nn.Parameter], *, step: float = 1e-5
+) -> float:
+    """Largest difference of the gradient from central differences, along one random direction a parameter.
 
     Args:
         loss_fn: A function of the parameters alone; the same value for the same parameters.
         parameters: In fp64, or rounding hides the gradient.
         step: Length of the step along a direction of unit norm.
-        tolerance: Largest difference allowed, relative to the largest directional derivative.
+
+    Returns:
+        The difference relative to the largest directional derivative.
 
     Raises:
-        AssertionError: the gradient differs, for some parameter.
+        AssertionError: a parameter is not in fp64.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     gradients = torch.autograd.grad(loss_fn(), parameters, allow_unused=True, materialize_grads=True)
@@ -37,10 +35,25 @@ def finite_difference_check(
         direction /= direction.norm()
         derivatives.append(float((gradient * direction).sum()))
         differences.append(_central_difference(loss_fn, parameter, step * direction) / step)
-    allowed = tolerance * max(map(abs, differences))
-    for parameter, derivative, difference in zip(parameters, derivatives, differences, strict=True):
-        message = f"shape {tuple(parameter.shape)}: gradient {derivative}, finite difference {difference}"
-        assert abs(derivative - difference) <= allowed, message
+    apart = [abs(derivative - difference) for derivative, difference in zip(derivatives, differences, strict=True)]
+    largest = max(map(abs, differences))
+    return max(apart) / largest if largest else max(apart)
+
+
+def finite_difference_check(
+    loss_fn: Callable[[], Float[Tensor, ""]],
+    parameters: Iterable[nn.Parameter],
+    *,
+    step: float = 1e-5,
+    tolerance: float = 1e-6,
+) -> None:
+    """Compare the gradient with central differences, as ``gradient_error`` does.
+
+    Raises:
+        AssertionError: the gradient differs by more than ``tolerance``, or a parameter is not in fp64.
+    """
+    error = gradient_error(loss_fn, parameters, step=step)
+    assert error <= tolerance, f"the gradient differs from finite differences by {error:.2g} of the largest one"
 
 
 @torch.no_grad()

@@ -1,0 +1,140 @@
+"""Deliberate faults of what masked families share (``xlm.unmasking``, ``xlm.sampling``), each with who notices it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlm.sampling import TokenFilter
+from xlm.testing import masked
+from xlm.testing.oracles import Mutation
+from xlm.unmasking.batch import REVEAL_STREAM
+from xlm.unmasking.fill import TokenRule
+
+FILL, DENOISER, LIKELIHOOD = "xlm.unmasking.fill", "xlm.unmasking.denoiser", "xlm.unmasking.likelihood"
+
+
+def masked_mutations() -> list[Mutation]:
+    """Faults of samplers and likelihoods."""
+    return [
+        Mutation("the mask token can be generated", {f"{DENOISER}.suppressed_ids": no_ids}, masked.NO_CONTROL_TOKENS),
+        Mutation(
+            "probabilities stand where logits belong",
+            {f"{DENOISER}.Denoiser.logits": _probabilities},
+            masked.RANDOM_ORDER,
+        ),
+        Mutation(
+            "the last token is the most probable one", {f"{FILL}._Filling.reveal": _greedy_at_last}, masked.RANDOM_ORDER
+        ),
+        Mutation(
+            "tokens and order share their random numbers",
+            {f"{FILL}.TOKEN_STREAM": lambda _: REVEAL_STREAM},
+            masked.RANDOM_ORDER,
+        ),
+        Mutation(
+            "noise is keyed by the place in the batch", {f"{FILL}.placed_uniforms": _keyed_by_batch}, masked.ROWS_ALONE
+        ),
+        Mutation(
+            "keeping as many tokens as there are drops one",
+            {"xlm.sampling.keep_top_k": _one_less},
+            masked.NEUTRAL_FILTERS,
+        ),
+        Mutation(
+            "hidden sets of all sizes weigh the same", {f"{LIKELIHOOD}.any_order_bound": _unweighted}, masked.BOUND
+        ),
+    ]
+
+
+def order_mutations(plain: str, heated: str) -> list[Mutation]:
+    """Faults of exact likelihoods, for the claims of a deterministic order without and with a temperature."""
+    return [
+        Mutation(
+            "the exact likelihood ignores the temperature",
+            {f"{LIKELIHOOD}._log_probabilities": _unfiltered},
+            f"{heated}: {masked.HAS_LAW}",
+        ),
+        Mutation(
+            "the exact likelihood takes positions from left to right",
+            {f"{LIKELIHOOD}.next_by_rule": _left_to_right},
+            f"{plain}: {masked.HAS_LAW}",
+        ),
+        Mutation(
+            "the exact likelihood sees what it predicts",
+            {f"{LIKELIHOOD}.next_by_rule": _unhidden},
+            f"{plain}: {masked.HAS_MASS}",
+        ),
+    ]
+
+
+def no_ids(_: Any) -> Callable[[Any], Tensor]:
+    """Suppresses nothing."""
+    return lambda tokenizer: torch.tensor([], dtype=torch.int64)
+
+
+def _probabilities(logits: Any) -> Any:
+    return lambda *args, **options: logits(*args, **options).softmax(-1)
+
+
+def _greedy_at_last(reveal: Any) -> Any:
+    def wrong(filling: Any, step: int, *args: Any, **options: Any) -> None:
+        drawn = filling.tokens
+        if step == masked.LENGTH - 1:
+            filling.tokens = TokenRule(TokenFilter(temperature=0.0))
+        reveal(filling, step, *args, **options)
+        filling.tokens = drawn
+
+    return wrong
+
+
+def _keyed_by_batch(placed_uniforms: Any) -> Any:
+    def wrong(batch: Any, stream: int) -> Tensor:
+        keys = torch.arange(len(batch["noise_key"]))
+        uniforms: Tensor = placed_uniforms({**batch, "noise_key": keys}, stream)
+        return uniforms
+
+    return wrong
+
+
+def _one_less(keep_top_k: Any) -> Any:
+    return lambda logits, k: keep_top_k(logits, None if k is None else k - masked.VOCAB + 1)
+
+
+def _unweighted(any_order_bound: Any) -> Any:
+    """The mean over k of the hidden tokens' mean cost: a factor N / k where the sizes are drawn evenly is lost."""
+
+    def wrong(cross_entropy: Any, predicted: Tensor, *args: Any, **options: Any) -> Any:
+        def halved(hidden: Tensor, u: Tensor) -> Tensor:
+            n = predicted.sum(1)
+            cost: Tensor = cross_entropy(hidden, u) * hidden.sum(1) / n
+            return cost
+
+        return any_order_bound(halved, predicted, *args, **options)
+
+    return wrong
+
+
+def _unfiltered(log_probabilities: Any) -> Any:
+    return lambda denoiser, token_filter, *args: log_probabilities(denoiser, TokenFilter(), *args)
+
+
+def _left_to_right(next_by_rule: Any) -> Any:
+    def wrong(denoiser: Any, batch: Any, ids: Tensor, hidden: Tensor, rule: Any, **options: Any) -> Any:
+        first = hidden & (hidden.cumsum(1) == 1)
+        return next_by_rule(denoiser, batch, ids, first, replace(rule, tokens_per_step=1), **options)
+
+    return wrong
+
+
+def _unhidden(next_by_rule: Any) -> Any:
+    """The network reads the row with every second hidden token in it."""
+
+    def wrong(denoiser: Any, batch: Any, ids: Tensor, hidden: Tensor, rule: Any, **options: Any) -> Any:
+        seen = ids.clone()
+        seen[:, ::2] = batch["target_ids"][:, ::2]
+        return next_by_rule(denoiser, batch, seen, hidden, rule, **options)
+
+    return wrong
