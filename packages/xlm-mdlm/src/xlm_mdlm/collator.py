@@ -241,6 +241,7 @@ class Noise:
             "rows": flat_indices(hidden),
             "mask_rate": mask_rate,
             "elbo_weight": elbo_weight.float(),
+            "ends_at_eos": torch.full((len(examples),), layout.ends_at_eos),
             "n_tokens": layout.n_tokens,
             "index": key["index"],
             "noise_key": key["noise_key"],

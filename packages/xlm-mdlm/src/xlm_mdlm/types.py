@@ -30,6 +30,8 @@ class MDLMBatch(TypedDict):
     """u, the probability with which each predicted token was hidden."""
     elbo_weight: Float[Tensor, " batch"]
     """Weight of a hidden token's cross-entropy in the bound."""
+    ends_at_eos: Bool[Tensor, " batch"]
+    """Whether a text ends at its first EOS: true of canvases, not of windows and templates."""
     n_tokens: Int[Tensor, " batch"]
     """Predicted real tokens: the denominator. On an open canvas L + 1, the fill is not counted."""
     index: Int[Tensor, " batch"]

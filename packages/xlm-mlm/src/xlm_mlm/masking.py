@@ -75,7 +75,8 @@ class Masking:
         u = F.pad(u, (width, 0)) if width else u
         if self.whole_words:
             u = u.gather(1, self.words.first(layout.ids, layout.predicted))
-        chosen = (u < self._rates(examples)[:, None]) & layout.predicted
+        mask_rate = self._rates(examples)
+        chosen = (u < mask_rate[:, None]) & layout.predicted
         return {
             "input_ids": self._hide(layout.ids, chosen, key["noise_key"], width),
             "target_ids": layout.ids,
@@ -84,6 +85,8 @@ class Masking:
             "segments": layout.segments,
             "predicted": layout.predicted,
             "rows": flat_indices(chosen),
+            "mask_rate": mask_rate,
+            "ends_at_eos": torch.full((len(examples),), layout.ends_at_eos),
             "n_tokens": layout.n_tokens,
             "index": key["index"],
             "noise_key": key["noise_key"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -24,6 +24,10 @@ class MLMBatch(TypedDict):
     """Positions that can be chosen: no prompt, no given token, no padding."""
     rows: Int[Tensor, " rows"]
     """Chosen positions as indices into the flattened batch."""
+    ends_at_eos: Bool[Tensor, " batch"]
+    """Whether a text ends at its first EOS: true of canvases, not of windows and templates."""
+    mask_rate: Float[Tensor, " batch"]
+    """Probability with which each predicted token, or word, was chosen."""
     n_tokens: Int[Tensor, " batch"]
     """Predicted real tokens, chosen or not: the denominator of likelihoods. On an open canvas L + 1."""
     index: Int[Tensor, " batch"]

@@ -33,6 +33,8 @@ class Layout:
     segments: Int[Tensor, "batch seq"] | None = None
     prompt_width: int = 0
     """Columns that the prompts take; a row's noise is numbered from there, so that left padding does not move it."""
+    ends_at_eos: bool = False
+    """Whether a row is a canvas on which a text ends at EOS."""
 
 
 def windows(rows: Sequence[Any], pad_id: int, max_length: int) -> Layout:
@@ -68,7 +70,7 @@ def canvases(rows: Sequence[Any], eos_id: int, size: int, key: str) -> Layout:
     """Each text, then EOS up to ``size`` positions; all are predicted, text and one EOS are counted."""
     lengths = lengths_within(rows, size - 1, key)
     ids = pad(rows, eos_id, length=size)
-    return Layout(ids, torch.ones_like(ids, dtype=torch.bool), torch.from_numpy(lengths + 1))
+    return Layout(ids, torch.ones_like(ids, dtype=torch.bool), torch.from_numpy(lengths + 1), ends_at_eos=True)
 
 
 def empty_canvases(batch: int, mask_id: int, size: int) -> Layout:
@@ -92,7 +94,7 @@ def prompted(examples: list[Example], canvas: Layout, pad_id: int, max_prompt_le
     ids = torch.cat([pad(prompts, pad_id, side="left"), canvas.ids], 1)
     width = ids.shape[1] - canvas.ids.shape[1]
     predicted = torch.cat([torch.zeros(len(prompts), width, dtype=torch.bool), canvas.predicted], 1)
-    layout = Layout(ids, predicted, canvas.n_tokens, prompt_width=width)
+    layout = Layout(ids, predicted, canvas.n_tokens, prompt_width=width, ends_at_eos=canvas.ends_at_eos)
     if (lengths != width).any():
         layout.attention_mask = padding_mask(lengths + canvas.ids.shape[1], ids.shape[1], "left")
         layout.positions = (torch.arange(ids.shape[1]) - torch.from_numpy(width - lengths)[:, None]).clamp_(min=0)

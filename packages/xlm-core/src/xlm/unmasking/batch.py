@@ -13,7 +13,7 @@ from xlm.noise import Stream, uniforms
 
 REVEAL_STREAM, TOKEN_STREAM, ORDER_STREAM = ((Stream.SAMPLE << 32) + use for use in range(3))
 """Of a row's key: when its positions are revealed, which tokens are drawn there, and the noise of an order's step i
-(``ORDER_STREAM + i``)."""
+(``ORDER_STREAM + i``) or of a step with remasking (``ORDER_STREAM + 3 i``, and the two that follow)."""
 
 
 class MaskedPredictionBatch(TypedDict):
@@ -46,6 +46,18 @@ def places(batch: Mapping[str, Any]) -> Int[Tensor, "batch seq"]:
     ids: Tensor = batch["input_ids"]
     positions: Tensor | None = batch["positions"]
     return torch.arange(ids.shape[1], device=ids.device).expand_as(ids) if positions is None else positions
+
+
+def given_tokens(batch: Mapping[str, Any]) -> Bool[Tensor, "batch seq"]:
+    """True at prompts and at the given tokens of templates."""
+    predicted: Tensor = batch["predicted"]
+    return real_tokens(batch) & ~predicted
+
+
+def ends_at_eos(batch: Mapping[str, Any]) -> Bool[Tensor, " batch"]:
+    """Whether each row is a canvas, whose text ends before EOS; windows and templates say nothing or no."""
+    ends: Tensor | None = batch.get("ends_at_eos")
+    return torch.zeros_like(batch["predicted"][:, 0]) if ends is None else ends
 
 
 def placed_uniforms(batch: MaskedPredictionBatch, stream: int) -> Float64[Tensor, "batch seq"]:

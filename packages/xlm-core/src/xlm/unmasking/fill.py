@@ -16,7 +16,7 @@ from torch import Tensor
 
 from xlm.errors import UserError
 from xlm.sampling import TokenFilter, draw, top_probability_scores
-from xlm.trace import Trace
+from xlm.trace import Action, Trace
 from xlm.unmasking.batch import (
     ORDER_STREAM,
     REVEAL_STREAM,
@@ -25,6 +25,7 @@ from xlm.unmasking.batch import (
     placed_uniforms,
     places,
 )
+from xlm.unmasking.blocks import after_the_end, check_blocks, in_first_block
 from xlm.unmasking.denoiser import Denoiser
 from xlm.unmasking.plan import RevealPlan
 from xlm.unmasking.rules import RevealRule
@@ -77,31 +78,38 @@ def fill_by_plan(
     denoiser: Denoiser, batch: MaskedPredictionBatch, plan: RevealPlan, tokens: TokenRule, trace: Trace | None
 ) -> Filled:
     """Reveal after a plan: the network runs for the rows that reveal something in a step, its head where they do."""
-    filling = _Filling(denoiser, batch, tokens, trace)
+    filling = Filling(denoiser, batch, tokens, trace)
     for step in torch.unique(plan.step[batch["predicted"]]).tolist():
         reveal = plan.step == step
         rows = reveal.any(1).nonzero().squeeze(1)
         i, column = reveal[rows].nonzero(as_tuple=True)
         states = denoiser.states(batch, filling.ids, plan.mask_rate[rows, step], rows)
         filling.reveal(step, rows[i], column, states[i, column])
-        filling.n_calls[rows] += 1
+        filling.n_calls[rows] += denoiser.n_readings
     return filling.ids, filling.n_calls
 
 
 def fill_by_rule(
     denoiser: Denoiser, batch: MaskedPredictionBatch, rule: RevealRule, tokens: TokenRule, trace: Trace | None
 ) -> Filled:
-    """Reveal after a rule until nothing is hidden: at most one call a hidden position."""
-    filling, hidden = _Filling(denoiser, batch, tokens, trace), batch["predicted"].clone()
+    """Reveal after a rule until nothing is hidden: at most one call a hidden position.
+
+    In blocks an answer that ends at EOS is done with the block in which EOS appears: what follows is EOS, too.
+    """
+    filling, hidden = Filling(denoiser, batch, tokens, trace), batch["predicted"].clone()
+    if rule.block_length is not None:
+        check_blocks(batch, rule.block_length)
     u = placed_uniforms(batch, REVEAL_STREAM)
     step = 0
     while hidden.any():
         if rule.gumbel:
             u = placed_uniforms(batch, ORDER_STREAM + step)
-        filling.n_calls += hidden.any(1)
+        filling.n_calls += denoiser.n_readings * hidden.any(1)
         row, column, states = next_by_rule(denoiser, batch, filling.ids, hidden, rule, u=u, no_eos=filling.no_eos)
         filling.reveal(step, row, column, states)
         hidden[row, column] = False
+        if rule.block_length is not None:
+            filling.finish(step, hidden, rule.block_length)
         step += 1
     return filling.ids, filling.n_calls
 
@@ -132,6 +140,8 @@ def next_by_rule(
     """
     rows = hidden.any(1).nonzero().squeeze(1)
     mask_rate = hidden.sum(1) / (batch["predicted"].sum(1) + 1)
+    if rule.block_length is not None:
+        hidden = in_first_block(hidden, batch["predicted"], rule.block_length)
     i, column = hidden[rows].nonzero(as_tuple=True)
     row = rows[i]
     states = denoiser.states(batch, ids, mask_rate[rows], rows)[i, column]
@@ -154,22 +164,37 @@ def _measure(rule: RevealRule, logits: Tensor, u: Tensor) -> tuple[Tensor, Tenso
     return score, top_probability_scores(logits) if rule.parallel else score
 
 
-class _Filling:
+class Filling:
     """The rows while they are filled in."""
 
     def __init__(
         self, denoiser: Denoiser, batch: MaskedPredictionBatch, tokens: TokenRule, trace: Trace | None
     ) -> None:
-        self.denoiser, self.tokens, self.trace = denoiser, tokens, trace
+        denoiser.check(batch)
+        self.denoiser, self.batch, self.tokens, self.trace = denoiser, batch, tokens, trace
         self.ids, self.place = denoiser.hide(batch["input_ids"], batch["predicted"]), places(batch)
         self.token_u = placed_uniforms(batch, TOKEN_STREAM)
         self.no_eos = None if denoiser.tokenizer.eos_token_id is None else tokens.no_eos(batch)
         self.n_calls = torch.zeros_like(batch["index"])
 
-    def reveal(self, step: int, row: Tensor, column: Tensor, states: Tensor) -> None:
-        """Draw a token at each of these positions."""
+    def reveal(self, step: int, row: Tensor, column: Tensor, states: Tensor) -> Tensor:
+        """Draw a token at each of these positions; how probable each was."""
         no_eos = None if self.no_eos is None else self.no_eos[row, column]
         tokens, probabilities = self.tokens.draw(self.denoiser, states, self.token_u[row, column], no_eos)
+        self.put(step, "reveal", row, column, tokens, probabilities)
+        return probabilities
+
+    def put(
+        self, step: int, action: Action, row: Tensor, column: Tensor, tokens: Tensor, probabilities: Tensor
+    ) -> None:
+        """Write these tokens, and say so in the trace."""
         self.ids[row, column] = tokens
         if self.trace is not None:
-            self.trace.record(step, "reveal", row, self.place[row, column], tokens, probabilities)
+            self.trace.record(step, action, row, self.place[row, column], tokens, probabilities)
+
+    def finish(self, step: int, hidden: Bool[Tensor, "batch seq"], block_length: int) -> None:
+        """EOS, without a call, wherever an answer is hidden after the block in which it ended."""
+        eos_id = self.denoiser.tokenizer.eos_token_id
+        row, column = after_the_end(self.batch, self.ids, hidden, block_length, eos_id).nonzero(as_tuple=True)
+        self.put(step, "reveal", row, column, torch.full_like(row, eos_id or 0), torch.ones_like(row))
+        hidden[row, column] = False

@@ -14,6 +14,7 @@ from xlm.nn.linear_cross_entropy import linear_cross_entropy
 from xlm.protocols import SequenceLikelihood
 from xlm.sampling import TokenFilter
 from xlm.unmasking.batch import places
+from xlm.unmasking.blocks import after_the_end, check_blocks
 from xlm.unmasking.denoiser import Denoiser
 from xlm.unmasking.fill import next_by_rule
 from xlm.unmasking.rules import RevealRule
@@ -22,6 +23,8 @@ from xlm.unmasking.rules import RevealRule
 def any_order(denoiser: Denoiser, batch: Mapping[str, Any], *, draws: int) -> SequenceLikelihood:
     """Any-order bound on -log p of the predicted tokens under the network, whatever a sampler does with its logits.
 
+    Token filters, guidance, blocks and orders are the sampler's and change nothing.
+
     ``draws`` network calls a sequence; a network that is told the mask rate is told the one that fits.
 
     Args:
@@ -29,7 +32,7 @@ def any_order(denoiser: Denoiser, batch: Mapping[str, Any], *, draws: int) -> Se
         batch: ``target_ids``, ``predicted``, ``n_tokens``, ``noise_key`` and where the tokens stand.
         draws: Hidden sets a sequence.
     """
-    place, predicted = places(batch), batch["predicted"]
+    place, predicted, denoiser = places(batch), batch["predicted"], denoiser.unguided
 
     def cross_entropy(masked: Tensor, u: Tensor) -> Tensor:
         return _cross_entropy(denoiser, batch, masked.gather(1, place) & predicted, u)
@@ -49,11 +52,14 @@ def in_order(
     Args:
         denoiser: The network.
         batch: As of ``any_order``; nothing is drawn.
-        rule: A deterministic one.
+        rule: A deterministic one. In blocks, what follows the block in which an answer ended is certainly EOS.
         token_filter: A token that it removes costs infinitely much.
     """
     assert rule.deterministic, "a random order has no exact likelihood"
-    targets = batch["target_ids"]
+    denoiser.check(batch)
+    if rule.block_length is not None:
+        check_blocks(batch, rule.block_length)
+    targets, eos_id = batch["target_ids"], denoiser.tokenizer.eos_token_id
 
     def reveal(hidden: Tensor) -> tuple[Tensor, Tensor]:
         row, column, states = next_by_rule(denoiser, batch, denoiser.hide(targets, hidden), hidden, rule)
@@ -61,10 +67,15 @@ def in_order(
         log_p[row, column] = _log_probabilities(denoiser, token_filter, states, targets[row, column])
         revealed = torch.zeros_like(hidden)
         revealed[row, column] = True
+        if rule.block_length is not None:
+            rest = after_the_end(batch, targets, hidden & ~revealed, rule.block_length, eos_id)
+            log_p = log_p.masked_fill(rest & (targets != eos_id), -torch.inf)
+            revealed |= rest
         return revealed, log_p
 
     exact = deterministic_order(reveal, batch["predicted"])
     exact["n_tokens"] = batch["n_tokens"]
+    exact["n_calls"] *= denoiser.n_readings
     return exact
 
 
@@ -73,7 +84,7 @@ def pseudo(denoiser: Denoiser, batch: Mapping[str, Any]) -> SequenceLikelihood:
 
     Not a likelihood: it is of no distribution over texts, and may lie below the entropy. Nothing is drawn.
     """
-    predicted = batch["predicted"]
+    predicted, denoiser = batch["predicted"], denoiser.unguided
     n = predicted.sum(1)
     nll = torch.zeros(len(predicted), dtype=torch.float64, device=predicted.device)
     mask_rate = 1 / (n + 1)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+
+from xlm.errors import UserError
 
 
 class RevealPlan(NamedTuple):
@@ -16,6 +18,17 @@ class RevealPlan(NamedTuple):
     """Number of the step in which a position is revealed; -1 where nothing is to be generated."""
     mask_rate: Float[Tensor, "batch steps"]
     """u of the state that each step starts from."""
+
+
+def step_times(steps: int) -> Float64[Tensor, " steps"]:
+    """t at the start of each of T even steps: 1, 1 - 1/T, ..., 1/T.
+
+    Raises:
+        UserError: less than one step.
+    """
+    if steps < 1:
+        raise UserError("must be 1 or more", where="predictor.steps", value=steps, fix="use 128")
+    return 1 - torch.arange(steps, dtype=torch.float64) / steps
 
 
 def first_hitting_plan(u: Float[Tensor, "batch seq"], predicted: Bool[Tensor, "batch seq"]) -> RevealPlan:

@@ -35,6 +35,8 @@ class RevealRule:
             the order.
         factor: Instead: the k positions with the greatest top probabilities p_1 >= p_2 >= ..., for the largest k with
             (k + 1)(1 - p_k) < factor; none is: the first in the order (Fast-dLLM, arXiv:2505.22618).
+        block_length: Positions of a block; blocks are filled from left to right, and all of the above holds within one.
+            None: one block.
     """
 
     order: Order = "top_probability"
@@ -42,6 +44,7 @@ class RevealRule:
     tokens_per_step: int = 1
     threshold: float | None = None
     factor: float | None = None
+    block_length: int | None = None
 
     def __post_init__(self) -> None:
         self._check(0 <= self.gumbel < math.inf, "gumbel", "must be 0 or more", "use 0 for an order without noise")
@@ -50,6 +53,8 @@ class RevealRule:
         within = self.threshold is None or 0 <= self.threshold <= 1
         self._check(within, "threshold", "must lie in [0, 1]", "use 0.9, as Fast-dLLM does")
         self._check(self.factor is None or 0 < self.factor < math.inf, "factor", "must be above 0", "use 1.0")
+        filled = self.block_length is None or self.block_length >= 1
+        self._check(filled, "block_length", "must be 1 or more", "use null for one block")
         given = [name for name in ("threshold", "factor") if getattr(self, name) is not None]
         given += ["tokens_per_step"] if self.tokens_per_step > 1 else []
         if len(given) > 1:
@@ -64,6 +69,16 @@ class RevealRule:
     def deterministic(self) -> bool:
         """Whether the positions are a function of the visible tokens; then a text has one order, and an exact p."""
         return self.order != "random" and self.gumbel == 0
+
+    @property
+    def law(self) -> str:
+        """What is drawn, in words that begin with ``exact`` or ``approximate``."""
+        if self.deterministic:
+            return "exact: a law of its own, that of a deterministic order"
+        if self.order == "random" and self.tokens_per_step == 1 and not self.parallel:
+            within = "" if self.block_length is None else " that fill blocks from left to right"
+            return f"exact: the mean of the chain rule over all orders{within}"
+        return "approximate: positions are drawn, and how probable a text is is not known"
 
     @property
     def asks_network(self) -> bool:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from xlm.errors import UserError
 from xlm.protocols import Model, NoiseSchedule, Tokenizer
-from xlm.unmasking.plan import RevealPlan, ancestral_plan
+from xlm.unmasking.plan import RevealPlan, ancestral_plan, step_times
 
 from xlm_mdlm.predictor.base import PlannedPredictor
 
@@ -20,7 +18,9 @@ class MDLMAncestralPredictor(PlannedPredictor):
 
     Law: exact for the T-step process, whose tokens of one step are independent given what was visible before; it is
     O(1/T) from that of the first-hitting sampler. Whether a position is revealed is drawn first, so the network is
-    called only for rows that reveal something, and its head only there: at most min(T, N) calls.
+    called only for rows that reveal something, and its head only there: at most min(T, N) calls. That is the cached
+    sampler: for a network that is not told the mask rate a prediction holds until a token changes, so the steps between
+    would only repeat it, and T can be as large as one likes.
 
     Args:
         model: The network.
@@ -33,10 +33,11 @@ class MDLMAncestralPredictor(PlannedPredictor):
         min_p: Least probability to keep relative to the most probable token.
         min_new_tokens: EOS is not drawn at so many first places of an answer.
         stop: A string, or several, that end an answer.
+        guidance: w of l_u + (1 + w)(l_c - l_u), 0 or more, l_u without what is given.
         trace: Record what is revealed when.
     """
 
-    law = "exact for the T-step reverse process; O(1/T) from the continuous one"
+    law = "exact for T steps: the reverse process; O(1/T) from the continuous one"
 
     def __init__(
         self,
@@ -51,17 +52,14 @@ class MDLMAncestralPredictor(PlannedPredictor):
         min_p: float = 0.0,
         min_new_tokens: int = 0,
         stop: str | Sequence[str] = (),
+        guidance: float = 0.0,
         trace: bool = False,
     ) -> None:
         options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        options |= {"min_new_tokens": min_new_tokens, "stop": stop, "trace": trace}
+        options |= {"min_new_tokens": min_new_tokens, "stop": stop, "guidance": guidance, "trace": trace}
         super().__init__(model=model, tokenizer=tokenizer, noise_schedule=noise_schedule, **options)
-        if steps < 1:
-            raise UserError("must be 1 or more", where="predictor.steps", value=steps, fix="use 128")
-        self.steps = steps
+        self.mask_rates = noise_schedule.mask_rate(step_times(steps))
 
     def plan(self, u: Float[Tensor, "batch seq"], predicted: Bool[Tensor, "batch seq"]) -> RevealPlan:
         """The step in which the mask rate falls below each position's number."""
-        t = 1 - torch.arange(self.steps, dtype=u.dtype, device=u.device) / self.steps
-        assert self.noise_schedule is not None
-        return ancestral_plan(u, predicted, self.noise_schedule.mask_rate(t))
+        return ancestral_plan(u, predicted, self.mask_rates.to(u.device))

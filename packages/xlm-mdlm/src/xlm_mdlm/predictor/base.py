@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,11 +40,10 @@ class MDLMPredictor(Predictor[MaskedPredictionBatch, Predictions], ABC):
         min_new_tokens: EOS is not drawn at so many first places of an answer; templates and likelihoods know nothing
             of it.
         stop: A string, or several, that end an answer, but not a template: its text ends before it, ``ids`` after it.
+        guidance: w of l_u + (1 + w)(l_c - l_u), 0 or more, where l_c are the network's logits and l_u those without the
+            prompt or the given tokens; above 0 a step takes two calls.
         trace: Record what is revealed when.
     """
-
-    law: ClassVar[str]
-    """Which distribution ``predict`` draws from, in words."""
 
     def __init__(
         self,
@@ -58,13 +57,22 @@ class MDLMPredictor(Predictor[MaskedPredictionBatch, Predictions], ABC):
         min_p: float = 0.0,
         min_new_tokens: int = 0,
         stop: str | Sequence[str] = (),
+        guidance: float = 0.0,
         trace: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.trace = model, tokenizer, trace
         self._noise_schedule = noise_schedule
-        self.denoiser = Denoiser(model, tokenizer, told_mask_rate=True)
+        self.denoiser = Denoiser(model, tokenizer, told_mask_rate=True, guidance=guidance)
         token_filter = TokenFilter(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         self.tokens, self.stop = TokenRule(token_filter, min_new_tokens), stop_strings(stop)
+
+    @property
+    @abstractmethod
+    def law(self) -> str:
+        """Which distribution ``predict`` draws from, in words: ``exact``, ``exact for T steps`` or ``approximate``.
+
+        It is of the network after token filters and guidance.
+        """
 
     @property
     def noise_schedule(self) -> NoiseSchedule | None:
@@ -88,7 +96,7 @@ class MDLMPredictor(Predictor[MaskedPredictionBatch, Predictions], ABC):
 
     @torch.no_grad()
     def log_likelihood(self, batch: MDLMBatch, *, draws: int = 1) -> SequenceLikelihood:
-        """Any-order bound on -log p of the predicted tokens under the model, whatever the token filters.
+        """Any-order bound on -log p of the predicted tokens under the model, whatever token filters and guidance.
 
         ``draws`` network calls a sequence; a network conditioned on the mask rate is told the one that fits.
         """

@@ -16,7 +16,7 @@ class MDLMFirstHittingPredictor(PlannedPredictor):
     it is the mean over orders of the chain rule, of which ``log_likelihood`` is the bound. N calls for N positions.
     """
 
-    law = "exact: the continuous-time reverse process"
+    law = "exact: the reverse process in continuous time"
 
     def plan(self, u: Float[Tensor, "batch seq"], predicted: Bool[Tensor, "batch seq"]) -> RevealPlan:
         """The order of the uniform numbers, falling."""
