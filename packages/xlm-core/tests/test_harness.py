@@ -369,7 +369,7 @@ def test_two_processes_are_one_and_agree_when_something_happens_to_one_of_them(t
     assert first["results"] == second["results"]
     for name, result in one.results.items():
         for key, value in result.items():
-            expected_value = pytest.approx(value, rel=1e-9) if isinstance(value, float) else value
+            expected_value = pytest.approx(value, rel=1e-9) if isinstance(value, (float, dict)) else value
             assert first["results"][name][key] == expected_value, (name, key)
     for name in ("val.answers.jsonl", "test.answers.jsonl"):
         assert (tmp_path / "two/predictions" / name).read_text() == (tmp_path / "one/predictions" / name).read_text()

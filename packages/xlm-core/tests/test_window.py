@@ -1,6 +1,6 @@
 import pytest
 import torch
-from xlm.window import Window
+from xlm.window import Window, extras
 
 
 def test_a_token_count_that_bf16_cannot_hold_still_weighs_exactly():
@@ -34,3 +34,8 @@ def test_suspects_are_the_rows_that_are_not_finite_as_far_as_that_is_known(nll, 
     window.add(losses, {"index": torch.tensor([5, 7])}, parts=2)
     assert not window.loss_is_finite()
     assert window.suspects() == expected
+
+
+def test_what_is_said_of_each_row_is_not_logged_even_of_a_batch_of_one():
+    rows = {name: torch.ones(1) for name in ("nll", "n_tokens", "masked_nll", "n_masked")}
+    assert set(extras({"loss": torch.ones(()), "half": torch.ones(()), **rows})) == {"half"}

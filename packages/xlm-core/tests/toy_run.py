@@ -76,6 +76,8 @@ class ToyLoss:
             "nll": nll.detach(),
             "n_tokens": n_tokens,
             "half": loss.detach() / 2,
+            "masked_nll": nll.detach(),
+            "n_masked": n_tokens,
         }
 
 
@@ -121,6 +123,7 @@ def collate(examples):
     return {
         "ids": torch.tensor([row + [PAD] * (longest - len(row)) for row in rows]),
         "index": torch.tensor([example["index"] for example in examples]),
+        "mask_rate": torch.tensor([example["index"] % 3 / 10 for example in examples]),
         "attention_mask": None,
     }
 
@@ -140,7 +143,9 @@ def manager(name, kind, rows):
         name=name,
         kind=kind,
         rows=rows,
-        metrics={"long": Validity(is_long), "samples": SampleStatistics(repetition=[1])} if kind == "prediction" else {},
+        metrics={"long": Validity(is_long), "samples": SampleStatistics(repetition=[1])}
+        if kind == "prediction"
+        else {},
         event_space="open",
         n_bytes=lambda indices: torch.tensor([2 * len(rows[i]) for i in indices]),
         examples=lambda indices: [{"target": "x" * len(rows[i])} for i in indices],

@@ -147,6 +147,16 @@ def test_each_row_has_its_own_weight_and_the_denominator_is_of_the_batch():
     assert out["loss"].item() == pytest.approx((3 + 3) * math.log(N_GENERATED) / 3)
 
 
+def test_each_row_says_what_its_hidden_tokens_cost_unweighted():
+    noisy = [[MASK, 4, MASK, 5], [4, 4, 4, 4], [MASK] * 4]
+    losses = mdlm_loss(uniform_model()).loss_fn(
+        mdlm_batch(noisy, [[4, 5, 6, 7]] * 3, elbo_weight=[3.0, 5.0, 7.0], n_tokens=[4, 4, 4])
+    )
+    assert losses["n_masked"].tolist() == [2, 0, 4]
+    torch.testing.assert_close(losses["masked_nll"], losses["n_masked"] * losses["masked_cross_entropy"])
+    torch.testing.assert_close(losses["nll"], torch.tensor([3.0, 5.0, 7.0]) * losses["masked_nll"])
+
+
 def test_a_mask_token_in_a_prompt_is_not_predicted():
     predicted = torch.tensor([[False, True, True]])
     batch = mdlm_batch([[MASK, MASK, 5]], [[MASK, 4, 5]], [1.0], [2], predicted=predicted)

@@ -114,9 +114,16 @@ def test_a_uniform_model_costs_log_vocab_per_chosen_token_whatever_stands_there(
     assert out["loss_denominator"].item() == 3
 
 
+def test_each_row_says_what_its_chosen_tokens_cost():
+    seen = [[MASK, 4, MASK, 5], [4, 4, 4, 4], [MASK] * 4]
+    losses = mlm_loss(uniform_model()).loss_fn(mlm_batch(seen, [[4, 5, 6, 7]] * 3, rows=[0, 2, 8, 9, 10, 11]))
+    assert losses["n_masked"].tolist() == [2, 0, 4]
+    torch.testing.assert_close(losses["masked_nll"], losses["n_masked"] * losses["loss"])
+
+
 def test_it_estimates_no_likelihood():
     out = mlm_loss().loss_fn(mlm_batch([[MASK, 5]], [[4, 5]], rows=[0]))
-    assert set(out) == {"loss", "loss_denominator"}
+    assert not set(out) & {"nll", "n_tokens"}
 
 
 def test_loss_and_gradient_at_chosen_rows_are_those_of_the_plain_formula():

@@ -7,12 +7,15 @@ of their data-set index before they are summed.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from xlm.files import write_atomically
@@ -20,9 +23,14 @@ from xlm.likelihood import LikelihoodSummary, summarise
 from xlm.ranks import gather
 from xlm.window import extras
 
+RATES = 10
+"""Bins of the mask rate: [0, 0.1), ... [0.9, 1]."""
+
+BY_RATE = "masked_cross_entropy_by_rate"
+
 
 class LossEvaluation:
-    """Loss over its denominators, and nats per token.
+    """Loss over its denominators, and nats per token; where the loss says it, what hidden tokens cost by mask rate.
 
     Args:
         name: ``<split>.<data set>``.
@@ -37,6 +45,7 @@ class LossEvaluation:
         self.name, self.manager, self.loss, self.predictor, self.draws = name, manager, loss, predictor, draws
         self.means: dict[str, list[Tensor]] = {}
         self.rows: dict[str, list[Tensor]] = {}
+        self.by_rate: list[Tensor] = []
         self.labels: dict[str, Any] = {}
         self.n_calls: list[tuple[int, int]] = []
 
@@ -47,6 +56,8 @@ class LossEvaluation:
         for name, value in {"loss": losses["loss"], **extras(losses)}.items():
             pair = torch.stack([value.detach().to(denominator) * denominator, denominator])
             self.means.setdefault(name, []).append(pair)
+        if losses.keys() >= {"masked_nll", "n_masked"} and "mask_rate" in batch:
+            self.by_rate.append(_sums_by_rate(batch["mask_rate"], losses["masked_nll"], losses["n_masked"]))
         if self.draws is None and losses.keys() >= {"nll", "n_tokens"}:
             self._add_rows(batch["index"], losses, n_calls=1)
             self.labels = {"kind": "estimate", "estimator": "one draw of the training loss"}
@@ -64,12 +75,16 @@ class LossEvaluation:
         self.n_calls.append((n_calls, len(index)))
 
     def compute(self) -> dict[str, Any]:
-        """The loss and its further values, and the ``LikelihoodSummary`` of sequences that have one."""
+        """The loss and its further values, the mean cross-entropy of hidden tokens by mask rate (nats a hidden token,
+        rates at which none was hidden left out), and the ``LikelihoodSummary`` of sequences that have one.
+        """
         ranks = gather(self._share())
         values: dict[str, Any] = {}
         for name in next((rank["means"] for rank in ranks if rank["means"]), {}):
             total, denominator = torch.stack([rank["means"][name] for rank in ranks if rank["means"]]).sum(0).tolist()
             values[name] = total / (denominator or 1.0)
+        if by_rate := [sums for rank in ranks for sums in rank["by_rate"]]:
+            values[BY_RATE] = _means_by_rate(torch.stack(by_rate).sum(0))
         rows = [rank for rank in ranks if rank["rows"]]
         return {**values, **(self._summary(rows) if rows else {})}
 
@@ -77,6 +92,7 @@ class LossEvaluation:
         return {
             "means": {name: torch.stack(pairs).sum(0).cpu() for name, pairs in self.means.items()},
             "rows": {name: torch.cat(columns).cpu() for name, columns in self.rows.items()},
+            "by_rate": [torch.stack(self.by_rate).sum(0).cpu()] if self.by_rate else [],
             "labels": self.labels,
             "n_calls": self.n_calls,
         }
@@ -97,15 +113,57 @@ class LossEvaluation:
             mc_variance=variance,
             **ranks[0]["labels"],
         )
-        return summary.as_dict() | self._optimum(summary, n_bytes)
+        return summary.as_dict() | self._optimum(summary, index, n_bytes)
 
-    def _optimum(self, summary: LikelihoodSummary, n_bytes: Tensor | None) -> dict[str, Any]:
-        """Nats per token of a perfect model, for a source of known entropy whose every token is one character."""
+    def _optimum(self, summary: LikelihoodSummary, index: list[int], n_bytes: Tensor | None) -> dict[str, Any]:
+        """Nats per token of a perfect model: of one that knows by heart the examples it was trained on, or that of a
+        source of known entropy whose every token is one character.
+        """
+        if getattr(self.manager, "of_training", False):
+            nats = entropy_of_answers(questions_and_answers(self.manager, index))
+            return {"optimum_nats_per_token": nats / summary.n_tokens}
         optimum = getattr(getattr(self.manager, "source", None), "optimum", None)
         ends = summary.n_sequences if summary.event_space == "open" else 0
         if optimum is None or n_bytes is None or int(n_bytes.sum()) + ends != summary.n_tokens:
             return {}
         return {"optimum_nats_per_token": optimum()}
+
+
+def _sums_by_rate(
+    mask_rate: Float[Tensor, " batch"], nats: Float[Tensor, " batch"], tokens: Int[Tensor, " batch"]
+) -> Float64[Tensor, "2 bins"]:
+    """Nats and tokens of the rows in each bin."""
+    place = (mask_rate * RATES).long().clamp(max=RATES - 1)
+    pair = torch.stack([nats.detach().double(), tokens.double()])
+    return pair.new_zeros(2, RATES).index_add(1, place, pair)
+
+
+def _means_by_rate(sums: Float64[Tensor, "2 bins"]) -> dict[str, float]:
+    return {f"{i / RATES}-{(i + 1) / RATES}": nats / n for i, (nats, n) in enumerate(sums.T.tolist()) if n}
+
+
+def questions_and_answers(manager: Any, index: list[int]) -> Iterator[tuple[str, str]]:
+    """What is given and what is to be predicted in some rows of a data set."""
+    for example in manager.examples(index):
+        if manager.role == "seq2seq":
+            yield example["prompt"], example["target"]
+        elif manager.role == "infill":
+            marks = zip(example["text"], example["fixed"], strict=True)
+            yield "".join(character if given == "1" else "\0" for character, given in marks), example["text"]
+        else:
+            yield "", example["text"]
+
+
+def entropy_of_answers(pairs: Iterable[tuple[str, str]]) -> float:
+    """Least nats that all these answers together can cost, given their questions: those of their own frequencies.
+
+    >>> math.exp(entropy_of_answers([("", "a"), ("", "b"), ("2+2=", "4")]))  # one of two, twice
+    4.0
+    """
+    answers: dict[str, Counter[str]] = {}
+    for question, answer in pairs:
+        answers.setdefault(question, Counter())[answer] += 1
+    return sum(n * math.log(known.total() / n) for known in answers.values() for n in known.values())
 
 
 class PredictionEvaluation:

@@ -6,7 +6,7 @@ To Lightning a whole run is one epoch; steps are optimizer steps everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -307,7 +307,7 @@ class Harness(pl.LightningModule):
         self._evaluations = []
 
     def _publish(self, prefix: str, values: Mapping[str, Any]) -> None:
-        row = {f"{prefix}/{key}": float(v) for key, v in values.items() if isinstance(v, (int, float))}
+        row = {f"{prefix}/{key}": float(v) for key, v in _flat(values) if isinstance(v, (int, float))}
         self.record(row)
         if self.trainer.validating:  # where callbacks such as early stopping look; equal on all ranks
             self.log_dict(row, logger=False, reduce_fx="max", sync_dist=True)
@@ -370,6 +370,15 @@ def harness_of(trainer: pl.Trainer) -> Harness:
     module = trainer.lightning_module
     assert isinstance(module, Harness), f"xlm's callbacks watch a Harness, not a {type(module).__name__}"
     return module
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Numbers by name; those with parts under ``<name>/<part>``."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}/{part}", number) for part, number in value.items())
+        else:
+            yield key, value
 
 
 def _model_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

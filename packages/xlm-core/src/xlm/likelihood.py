@@ -194,3 +194,14 @@ def _ratio(values: Tensor, sizes: Tensor) -> tuple[float, float | None]:
         return float(ratio), None
     residuals = values - ratio * sizes
     return float(ratio), float((residuals.square().sum() * n / (n - 1)).sqrt() / sizes.sum())
+
+
+def row_sums(
+    values: Float[Tensor, " chosen"], places: Int[Tensor, " chosen"], shape: tuple[int, int]
+) -> Float[Tensor, " batch"]:
+    """Sum of each row's values, given their different places in a flattened batch of ``shape``; no atomic additions.
+
+    >>> row_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 5]), (3, 3)).tolist()
+    [3.0, 4.0, 0.0]
+    """
+    return values.new_zeros(shape).flatten().scatter(0, places, values).view(shape).sum(1)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-NOT_LOGGED = frozenset({"loss", "loss_denominator", "nll", "n_tokens"})
+NOT_LOGGED = frozenset({"loss", "loss_denominator", "nll", "n_tokens", "masked_nll", "n_masked"})
 
 
 class NonFiniteError(RuntimeError):

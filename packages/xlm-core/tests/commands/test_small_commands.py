@@ -90,3 +90,14 @@ def test_a_number_that_has_no_value_is_told_from_one_that_was_not_asked_for():
     cells = {line.split("│")[1].strip(): line for line in console.file.getvalue().splitlines() if "│" in line}
     assert [cell.strip() for cell in cells["bits_per_byte"].split("│")[2:4]] == ["n/a", ""]
     assert [cell.strip() for cell in cells["loss"].split("│")[2:4]] == ["", "1"]
+
+
+def test_a_number_with_parts_has_a_table_of_its_own():
+    console = Console(file=StringIO(), width=80)
+    show_results({"val.a": {"loss": 1.0, "by_rate": {"0.0-0.1": 2.5}}, "val.b": {"by_rate": {"0.9-1.0": 3.5}}}, console)
+    before, _, after = console.file.getvalue().partition("by_rate")
+    assert "loss" in before
+    assert [line.split("│")[1:4] for line in after.splitlines() if "│" in line] == [
+        [" 0.0-0.1 ", " 2.5   ", "       "],
+        [" 0.9-1.0 ", "       ", " 3.5   "],
+    ]

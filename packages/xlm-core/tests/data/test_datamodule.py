@@ -179,6 +179,17 @@ def test_overfitting_repeats_the_first_batches():
     assert sorted(indices.tolist()) == sorted([*range(8)] * 3)
 
 
+def test_evaluation_on_training_takes_the_examples_that_are_trained_on():
+    other = DatasetManager(source=Blank(n=3), kind="prediction", roles=["unconditional"])
+    managers = {"train": {"a": lm(event_space="open")}, "val": {"b": lm(TEXTS[15:], event_space="open"), "c": other}}
+    data = bound(managers, overfit_batches=1, evaluate_on="training", max_length=32)
+    trained = torch.cat([batch["index"] for batch in data.train_loader(Place(), 3)]).unique().tolist()
+    seen, blank = data.managers("val")
+    assert [row["text"] for row in seen.examples(range(len(seen)))] == [TEXTS[i]["text"] for i in trained]
+    assert (seen.of_training, blank.of_training, len(blank)) == (True, False, 3)
+    assert not bound(managers, overfit_batches=1).managers("val")[1].of_training
+
+
 def test_training_without_data_or_steps_is_refused():
     with pytest.raises(UserError, match=r"dataset_managers\.train"):
         bound({"val": {"a": lm()}}).train_loader(Place(), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from xlm.likelihood import row_sums
 from xlm.nn.linear_cross_entropy import linear_cross_entropy
 from xlm.protocols import Harness, LossFunction, Model, Tokenizer
 from xlm.sampling import suppressed_ids
@@ -46,13 +47,16 @@ class MDLMLoss(LossFunction[MDLMBatch, MDLMLossDict]):
             row_weights=weight,
             suppressed=self.suppressed,
         )
-        costs = cross_entropy.new_zeros(batch["input_ids"].shape).flatten().scatter(0, rows, weight * cross_entropy)
+        shape = (states.shape[0], states.shape[1])
+        masked_nll = row_sums(cross_entropy, rows, shape)
         n_tokens = batch["n_tokens"].sum()
         return {
             "loss": total / n_tokens.clamp(min=1),
             "loss_denominator": n_tokens,
-            "nll": costs.view_as(batch["input_ids"]).sum(1),
+            "nll": batch["elbo_weight"] * masked_nll,
             "n_tokens": batch["n_tokens"],
+            "masked_nll": masked_nll,
+            "n_masked": row_sums(torch.ones_like(cross_entropy), rows, shape).long(),
             "masked_cross_entropy": cross_entropy.sum() / max(len(rows), 1),
             "masked_fraction": len(rows) / batch["predicted"].sum().clamp(min=1),
         }

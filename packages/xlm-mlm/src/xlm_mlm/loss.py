@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from xlm.likelihood import row_sums
 from xlm.nn.linear_cross_entropy import linear_cross_entropy
 from xlm.protocols import Harness, LossDict, LossFunction, Model, Tokenizer
 from xlm.sampling import suppressed_ids
@@ -32,10 +33,16 @@ class MLMLoss(LossFunction[MLMBatch, LossDict]):
             batch["input_ids"], batch["attention_mask"], positions=batch["positions"], segments=batch["segments"]
         )
         rows = batch["rows"]
-        total, _ = linear_cross_entropy(
+        total, cross_entropy = linear_cross_entropy(
             states.flatten(0, 1).index_select(0, rows),
             self.model.head.weight,
             batch["target_ids"].flatten().index_select(0, rows),
             suppressed=self.suppressed,
         )
-        return {"loss": total / max(len(rows), 1), "loss_denominator": torch.tensor(len(rows), device=total.device)}
+        shape = (states.shape[0], states.shape[1])
+        return {
+            "loss": total / max(len(rows), 1),
+            "loss_denominator": torch.tensor(len(rows), device=total.device),
+            "masked_nll": row_sums(cross_entropy, rows, shape),
+            "n_masked": row_sums(torch.ones_like(cross_entropy), rows, shape).long(),
+        }

@@ -24,19 +24,25 @@ def visible(text: str) -> str:
 
 
 def show_results(results: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """One table an event space: numbers that may be compared stand side by side."""
+    """One table an event space: numbers that may be compared stand side by side. Numbers with parts get their own."""
     for space in sorted({str(values.get("event_space", "")) for values in results.values()}, reverse=True):
         rows = {name: values for name, values in results.items() if str(values.get("event_space", "")) == space}
         title = f"event space: {space}" if space else "predictions"
         columns = list(dict.fromkeys(key for values in rows.values() for key in values if _is_shown(key, rows)))
         cells = [[key, *(_known(values, key) for values in rows.values())] for key in columns]
         show_table(title, ["", *rows], cells, console)
+    for key in dict.fromkeys(key for values in results.values() for key in values if isinstance(values[key], dict)):
+        found = {name: values[key] for name, values in results.items() if key in values}
+        parts = sorted({part for values in found.values() for part in values})
+        cells = [[part, *(values.get(part) for values in found.values())] for part in parts]
+        show_table(key, ["", *found], cells, console)
 
 
 def _is_shown(key: str, rows: Mapping[str, Mapping[str, Any]]) -> bool:
     """The title has the event space; where nothing was drawn there is no Monte-Carlo error."""
     drawn = any(values.get(key) is not None for values in rows.values())
-    return key != "event_space" and (key != "mc_se" or drawn)
+    in_parts = any(isinstance(values.get(key), dict) for values in rows.values())
+    return key != "event_space" and (key != "mc_se" or drawn) and not in_parts
 
 
 def _known(values: Mapping[str, Any], key: str) -> Any:

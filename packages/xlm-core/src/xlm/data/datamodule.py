@@ -54,6 +54,8 @@ class DataModule(LightningDataModule):
         pin_memory: None: where there is a GPU.
         cache_dir: For preprocessed data; None: $XLM_CACHE_DIR, or ~/.cache/xlm.
         overfit_batches: Train on the examples of so many batches only.
+        evaluate_on: ``training`` takes the rows of val and test from the examples trained on, for data sets whose
+            source is of the same class as one of train: whether they were learnt, not what was learnt from them.
         path: A file or folder that sources name as ``${datamodule.path}``.
         seed: Of the order and the noise.
     """
@@ -72,6 +74,7 @@ class DataModule(LightningDataModule):
         pin_memory: bool | None = None,
         cache_dir: str | None = None,
         overfit_batches: int | None = None,
+        evaluate_on: Literal["held_out", "training"] = "held_out",
         path: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -86,6 +89,8 @@ class DataModule(LightningDataModule):
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._check(dataset_managers)
         self._managers = {split: _named(split, dataset_managers.get(split) or {}) for split in SPLITS}
+        if evaluate_on == "training":
+            self._evaluate_on_training()
         self.tokenizer: PreTrainedTokenizerFast | None = None
         """Given by ``prepare``."""
         self._loader: TrainLoader | None = None
@@ -104,6 +109,17 @@ class DataModule(LightningDataModule):
         if unknown := set(dataset_managers) - set(SPLITS):
             fix = f"use {', '.join(SPLITS)}"
             raise UserError("no such split", where="datamodule.dataset_managers", value=sorted(unknown), fix=fix)
+
+    def _evaluate_on_training(self) -> None:
+        """Give data sets of val and test the source of their training data, up to the examples that are trained on."""
+        size = self.global_batch_size * self.overfit_batches if self.overfit_batches else None
+        for manager in self._managers["val"] + self._managers["test"]:
+            alike = [known for known in self._managers["train"] if type(known.source) is type(manager.source)]
+            if alike:
+                limits = [limit for limit in (manager.limit, alike[0].limit, size) if limit is not None]
+                manager.source, manager.limit = alike[0].source, min(limits, default=None)
+                manager.of_training = True
+                logger.info("%s: examples of %s", manager.full_name, alike[0].full_name)
 
     def names(self, split: str) -> list[str]:
         """Names of the data sets of a split, in the order of the configuration."""

@@ -64,6 +64,8 @@ class DatasetManager:
         self._check()
         self.split = self.name = ""
         """Given by the data module."""
+        self.of_training = False
+        """Whether its rows are examples that are trained on."""
         self.role = ""
         self.event_space: EventSpace
         self.collator: Any = None
