@@ -22,7 +22,7 @@ def json_rows(
     starts: Iterable[list[int]],
     stop: Sequence[Sequence[str]],
 ) -> list[dict[str, Any]]:
-    """``index``, ``prompt``, ``prediction``, ``ids`` and ``n_calls`` of each row; if traced, ``start_ids`` and ``trace``.
+    """``index``, ``prompt``, ``prediction``, ``ids`` and ``n_calls`` of each row, and how it came about, where traced.
 
     ``prediction`` is the text before the first stop string; ``ids`` end after it. ``xlm.trace.replay`` leads from
     ``start_ids`` through the events of ``trace`` to the whole row, prompt included.

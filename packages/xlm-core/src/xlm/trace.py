@@ -17,6 +17,8 @@ from torch import Tensor
 Action = Literal["reveal", "append", "insert", "remask"]
 """``reveal`` and ``remask`` replace a token (by the mask token in the latter), ``append`` and ``insert`` add one."""
 
+ADDS: tuple[Action, ...] = ("append", "insert")
+
 
 class Trace:
     """Collects events of a batch. Nothing leaves the device before ``events`` is called."""
@@ -81,7 +83,7 @@ def replay(events: Iterable[dict[str, Any]], start_ids: Sequence[int]) -> Iterat
 
 
 def _apply(event: dict[str, Any], state: list[int]) -> None:
-    if event["action"] in ("append", "insert"):
+    if event["action"] in ADDS:
         state.insert(event["position"], event["token"])
     else:
         state[event["position"]] = event["token"]

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train, validate and test; writes a run directory",
     "eval": "likelihoods and prediction metrics of a finished run",
     "generate": "text from prompts, templates or nothing",
+    "replay": "how a text came about, step by step (generate trace=true)",
     "prepare_data": "build the tokenizer and the data caches of a task",
     "check": "show what a configuration means: one decoded batch, one step",
     "compare": "results of finished runs and evaluations, side by side",

@@ -75,16 +75,9 @@ def run(words: Sequence[str]) -> int:
 
 
 def _options(words: Sequence[str]) -> Options:
-    from xlm.config import search
-    from xlm.config.top_level import meanings, read
+    from xlm.config.top_level import read, typed
 
-    keys = list(meanings(Options))
-    given = dict(word.partition("=")[::2] for word in words)
-    for key, value in given.items():
-        if key not in keys:
-            close = search.nearest(key, keys)
-            fix = f"did you mean {close}?" if close else f"choose one of {', '.join(keys)}"
-            raise UserError("unknown key", where=key, value=value or None, fix=fix)
+    given = typed(Options, words)
     if not given.get("runs", "").strip("[] "):
         raise UserError("missing: runs", fix="add runs=[RUN1,RUN2], run directories or evaluations in them")
     return read(Options, given)

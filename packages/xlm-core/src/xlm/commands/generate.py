@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 ABOUT = """
 Texts go to stdout, one line of counts to stderr: texts; network calls, a call of a batch counted once for each text
-that took part in it; tokens that were generated (EOS, and what a canvas holds behind it, are not; nor is what a template
-gives); their ratio; and tokens a second of sampling and decoding, loading not included.
+that took part in it; tokens that were generated, without EOS and what a canvas holds behind it and without what a
+template gives; their ratio; and tokens a second of sampling and decoding, loading not included.
 """
 TOP_LEVEL = ("checkpoint", "weights", "seed", "trusted_packages")
 KEYS = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
+from xlm.config.search import nearest
 from xlm.config.types import convert
 from xlm.errors import UserError
 
@@ -47,6 +48,19 @@ def read(kind: type[T], config: Mapping[Any, Any]) -> T:
         name: value if isinstance(value, str | int | float | None) else list(value) for name, value in values.items()
     }
     return kind(**{name: convert(value, kind, name, where=name, shown=value) for name, value in plain.items()})
+
+
+def typed(kind: type, words: Sequence[str]) -> dict[str, Any]:
+    """The keys of a dataclass as they were typed, for commands that compose nothing; texts are taken literally."""
+    keys = list(meanings(kind))
+    given = dict(word.partition("=")[::2] for word in words)
+    for key, value in given.items():
+        if key not in keys:
+            close = nearest(key, keys)
+            fix = f"did you mean {close}?" if close else f"choose one of {', '.join(keys)}"
+            raise UserError("unknown key", where=key, value=value or None, fix=fix)
+    hints, spelt = get_type_hints(kind), {"true": True, "false": False}
+    return {key: spelt.get(value, value) if hints[key] is bool else value for key, value in given.items()}
 
 
 def defaults(kind: type) -> dict[str, Any]:
