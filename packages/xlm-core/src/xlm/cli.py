@@ -110,6 +110,8 @@ def find_command(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _run(name: str, module: Any, words: list[str]) -> int:
+    short = getattr(module, "FLAGS", {})
+    words = [short.get(word, word) for word in words]
     flags = [word for word in words if word.startswith("-")]
     unknown = [flag for flag in flags if flag not in MULTIRUN]
     if unknown:

@@ -1,8 +1,11 @@
 """Installed families and tasks, found by entry point; nothing is imported to find one.
 
 A package offers itself with one line of its ``pyproject.toml``, in the group ``xlm.families`` or ``xlm.tasks``; its
-options lie in ``configs/lightning_train`` beside its ``__init__.py``. ``XLM_MODELS_PATH`` (directories, separated as in
-``PATH``) adds packages that are being written and not installed yet; those that offer a ``model_type`` are families.
+options lie in ``configs/lightning_train`` beside its ``__init__.py``. A line in ``xlm.oracles`` names the function that
+makes its oracle case (``mdlm = "xlm_mdlm.oracle_case:case"``), which ``xlm verify`` calls.
+
+``XLM_MODELS_PATH`` (directories, separated as in ``PATH``) adds packages that are being written and not installed yet;
+those that offer a ``model_type`` are families, and their oracle case is ``case`` in ``oracle_case.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +24,10 @@ CONFIGS = Path("configs") / "lightning_train"
 """Where options lie: in a package, and in the working directory."""
 
 GROUPS = ("xlm.families", "xlm.tasks")
+ORACLES = "xlm.oracles"
+ORACLE_CASE = "oracle_case"
+"""Module of a package that is being written; its function ``case`` makes the oracle case."""
+
 MODELS_PATH = "XLM_MODELS_PATH"
 
 
@@ -68,6 +75,25 @@ def packages() -> list[Package]:
 def families() -> list[Package]:
     """Installed families in name order."""
     return [package for package in packages() if package.is_family]
+
+
+def oracle_cases() -> dict[str, str]:
+    """Oracle cases by name, each as ``module:function``, in name order.
+
+    Raises:
+        UserError: two distributions offer a case of one name.
+    """
+    found: dict[str, metadata.EntryPoint] = {}
+    for entry in metadata.entry_points(group=ORACLES):
+        other = found.setdefault(entry.name, entry)
+        if other.value != entry.value:
+            offered = " and ".join(e.dist.name if e.dist else e.value for e in (other, entry))
+            raise UserError(f"{offered} both offer '{entry.name}'", where=ORACLES, fix="uninstall one of them")
+    cases = {name: entry.value for name, entry in found.items()}
+    for package in packages():
+        if package.version is None and (package.folder / f"{ORACLE_CASE}.py").is_file():
+            cases[package.name] = f"{package.module}.{ORACLE_CASE}:case"
+    return dict(sorted(cases.items()))
 
 
 def package_of(target: str) -> Package | None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from xlm.noise import CosineSchedule, LinearSchedule
 from xlm.testing import factories, masked, oracles
+from xlm.testing import masked_faults as faults
 from xlm.testing.laws import ancestral_law
 from xlm.testing.masked import LENGTH, TOKENIZER, VOCAB, Claim, MaskedParts
-from xlm.testing.masked_faults import masked_mutations, no_ids, order_mutations
 from xlm.testing.oracles import Measured, Mutation, Oracle, OracleCase
 
 from xlm_mdlm import collator, loss, model, predictor
@@ -45,8 +45,10 @@ def case() -> OracleCase:
         Oracle(SPREAD, _spread),
         Oracle("the ancestral sampler calls the network only where something is revealed", _calls),
     ]
-    shared = order_mutations(PLAIN, HEATED)
-    return OracleCase([*masked.masked_oracles(parts, claims()), *own], [*mutations(), *masked_mutations(), *shared])
+    shared = faults.order_mutations(PLAIN, HEATED)
+    return OracleCase(
+        [*masked.masked_oracles(parts, claims()), *own], [*mutations(), *faults.masked_mutations(), *shared]
+    )
 
 
 def mdlm_parts() -> MaskedParts:
@@ -202,13 +204,17 @@ def mutations() -> list[Mutation]:
         Mutation("the weight of the bound is left out", {noise: _weighing(torch.ones_like)}, EXPECTED),
         Mutation("the weight is that of the next row", {noise: _weighing(lambda weight: weight.roll(1))}, OWN_WEIGHT),
         Mutation("the factor 1 - t_min is left out", {noise: _weighing(lambda weight: weight / (1 - CUT))}, CUT_BOUND),
-        Mutation("the mask token stays in the loss's softmax", {"xlm_mdlm.loss.suppressed_ids": no_ids}, FORMULA),
-        Mutation("the head gets no gradient", {"xlm_mdlm.loss.linear_cross_entropy": _frozen_head}, masked.GRADIENT),
-        Mutation("one hidden token stays visible", {noise: _leaking}, masked.NO_LEAK),
-        Mutation("prompts are hidden, too", {noise: _hiding_prompts}, masked.GIVEN_STAYS),
-        Mutation("more tokens are hidden than is said", {"xlm_mdlm.collator.uniforms": _squared}, TOLD_RATE),
-        Mutation("times are independent", {"xlm_mdlm.collator.low_discrepancy_times": _independent}, SPREAD),
-        Mutation("the empty canvas shows the answer", {show: _filled}, masked.ANSWERS_UNSEEN),
+        Mutation(
+            "the mask token stays in the loss's softmax", {"xlm_mdlm.loss.suppressed_ids": faults.no_ids}, FORMULA
+        ),
+        Mutation(
+            "the head gets no gradient", {"xlm_mdlm.loss.linear_cross_entropy": faults.frozen_head}, masked.GRADIENT
+        ),
+        Mutation("one hidden token stays visible", {noise: faults.leaking}, masked.NO_LEAK),
+        Mutation("prompts are hidden, too", {noise: faults.hiding_prompts}, masked.GIVEN_STAYS),
+        Mutation("more tokens are hidden than is said", {"xlm_mdlm.collator.uniforms": faults.squared}, TOLD_RATE),
+        Mutation("times are independent", {"xlm_mdlm.collator.low_discrepancy_times": faults.independent}, SPREAD),
+        Mutation("the empty canvas shows the answer", {show: faults.filled}, masked.ANSWERS_UNSEEN),
         Mutation("positions are revealed from left to right", {plan: _left_to_right}, law),
         Mutation("two positions are revealed a call", {plan: _two_at_a_time}, law),
         Mutation(
@@ -244,46 +250,6 @@ def _weighing(change: Callable[[Tensor], Tensor]) -> Any:
         return wrong
 
     return fault
-
-
-def _frozen_head(linear_cross_entropy: Any) -> Any:
-    return lambda states, weight, *args, **options: linear_cross_entropy(states, weight.detach(), *args, **options)
-
-
-def _leaking(call: Any) -> Any:
-    def wrong(self: Any, *args: Any) -> Any:
-        batch = call(self, *args)
-        seen = batch["input_ids"].clone()
-        seen[:, 0] = batch["target_ids"][:, 0]
-        return {**batch, "input_ids": seen}
-
-    return wrong
-
-
-def _hiding_prompts(call: Any) -> Any:
-    return lambda self, examples, layout: (
-        call(self, examples, layout) | {"input_ids": torch.full_like(layout.ids, TOKENIZER.mask_token_id)}
-    )
-
-
-def _squared(uniforms: Any) -> Any:
-    return lambda *args, **options: uniforms(*args, **options).square()
-
-
-def _independent(_: Any) -> Any:
-    return lambda positions, seed: torch.rand(
-        positions.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-
-
-def _filled(templates_to_fill: Any) -> Any:
-    def wrong(examples: Any, **options: Any) -> Any:
-        batch = templates_to_fill(examples, **options)
-        seen = batch["input_ids"].clone()
-        seen[0, : len(examples[0]["input_ids"])] = torch.tensor(examples[0]["input_ids"])
-        return {**batch, "input_ids": seen}
-
-    return wrong
 
 
 def _left_to_right(plan: Any) -> Any:

@@ -25,20 +25,9 @@ from xlm.errors import UserError
 from xlm.protocols import Collator, EventSpace, Example, Kind, Model
 from xlm.sampling import suppressed_ids
 from xlm.testing.gradients import finite_difference_check
-from xlm.testing.oracles import OracleCase
+from xlm.testing.oracles import OracleCase, same
 
 TEXT_COLUMNS = ("input_ids", "fixed", "segments", "prompt_ids", "target_ids")
-
-
-def same(left: Any, right: Any) -> bool:
-    """Whether two batches, examples or values are equal, tensors and arrays included."""
-    if isinstance(left, Mapping):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(same, left, right))
-    if isinstance(left, Tensor):
-        return isinstance(right, Tensor) and left.dtype == right.dtype and torch.equal(left, right)
-    return bool((left == right).all()) if hasattr(left, "shape") else bool(left == right)
 
 
 @contextmanager

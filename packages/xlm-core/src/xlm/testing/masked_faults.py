@@ -28,7 +28,7 @@ def masked_mutations() -> list[Mutation]:
             masked.RANDOM_ORDER,
         ),
         Mutation(
-            "the last token is the most probable one", {f"{FILL}._Filling.reveal": _greedy_at_last}, masked.RANDOM_ORDER
+            "the last token is the most probable one", {f"{FILL}.Filling.reveal": _greedy_at_last}, masked.RANDOM_ORDER
         ),
         Mutation(
             "tokens and order share their random numbers",
@@ -73,6 +73,54 @@ def order_mutations(plain: str, heated: str) -> list[Mutation]:
 def no_ids(_: Any) -> Callable[[Any], Tensor]:
     """Suppresses nothing."""
     return lambda tokenizer: torch.tensor([], dtype=torch.int64)
+
+
+def frozen_head(linear_cross_entropy: Any) -> Any:
+    """The head gets no gradient; of a ``linear_cross_entropy``."""
+    return lambda states, weight, *args, **options: linear_cross_entropy(states, weight.detach(), *args, **options)
+
+
+def leaking(call: Any) -> Any:
+    """The first token stays visible; of a method that makes a batch."""
+
+    def wrong(self: Any, *args: Any) -> Any:
+        batch = call(self, *args)
+        seen = batch["input_ids"].clone()
+        seen[:, 0] = batch["target_ids"][:, 0]
+        return {**batch, "input_ids": seen}
+
+    return wrong
+
+
+def hiding_prompts(call: Any) -> Any:
+    """Everything is hidden; of a method that makes a batch from examples and their layout."""
+    return lambda self, examples, layout: (
+        call(self, examples, layout) | {"input_ids": torch.full_like(layout.ids, masked.TOKENIZER.mask_token_id)}
+    )
+
+
+def squared(uniforms: Any) -> Any:
+    """Uniform numbers that are too small."""
+    return lambda *args, **options: uniforms(*args, **options).square()
+
+
+def independent(_: Any) -> Any:
+    """Of ``low_discrepancy_times``: independent ones."""
+    return lambda positions, seed: torch.rand(
+        positions.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+def filled(templates_to_fill: Any) -> Any:
+    """Of ``templates_to_fill``: the first row is filled in already."""
+
+    def wrong(examples: Any, **options: Any) -> Any:
+        batch = templates_to_fill(examples, **options)
+        seen = batch["input_ids"].clone()
+        seen[0, : len(examples[0]["input_ids"])] = torch.tensor(examples[0]["input_ids"])
+        return {**batch, "input_ids": seen}
+
+    return wrong
 
 
 def _probabilities(logits: Any) -> Any:

@@ -11,7 +11,7 @@ run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -167,6 +167,17 @@ def within_error(estimate: float, exact: float, standard_error: float) -> Measur
 def not_below(values: Float[Tensor, " n"], least: Float[Tensor, " n"], tolerance: float = 1e-9) -> Measured:
     """Largest amount by which a value lies below what it must reach; 0 where none does."""
     return Measured(max(0.0, float((least.double() - values.double()).max())), tolerance, "nats below")
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two batches, examples or values are equal, tensors and arrays included."""
+    if isinstance(left, Mapping):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, Tensor):
+        return isinstance(right, Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+    return bool((left == right).all()) if hasattr(left, "shape") else bool(left == right)
 
 
 def none_of(n: int, what: str) -> Measured:
