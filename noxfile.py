@@ -97,7 +97,7 @@ def add_package(short: str, package: str) -> None:
     def lowest(session: nox.Session) -> None:
         editable = [f"--editable=packages/{name}" for name in dict.fromkeys([PACKAGES["core"], package])]
         group = f"--group=packages/{package}/pyproject.toml:test"
-        session.install("--resolution=lowest-direct", "--quiet", *editable, group)
+        session.install("--resolution=lowest-direct", "--upgrade", "--quiet", *editable, group)
         test(session, package, "cpu")
 
     def mypy(session: nox.Session) -> None:

@@ -1,0 +1,55 @@
+"""A hook of mkdocs: the READMEs are pages too, and links between files of the repository lead from page to page."""
+
+from __future__ import annotations
+
+import os.path
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
+
+ROOT = Path(__file__).parents[1]
+LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?!\w+:|#)(?P<path>[^)#\s]+)(?P<anchor>[^)]*)\)")
+
+
+def readmes() -> dict[str, str]:
+    """Page of each README: the workspace's is the first page of the site."""
+    packages = sorted(path.parent.name for path in ROOT.glob("packages/*/README.md"))
+    return {"index.md": "README.md"} | {f"packages/{name}.md": f"packages/{name}/README.md" for name in packages}
+
+
+def page_of(path: str) -> str | None:
+    """The page of a file or folder of the repository, or None."""
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return next((page for page, readme in readmes().items() if path in (readme, os.path.dirname(readme))), None)
+
+
+def relinked(markdown: str, page: str) -> str:
+    """The text of a page whose links to files of the repository lead to their pages, or are plain text without one."""
+    source = readmes().get(page, f"docs/{page}")
+
+    def lead(link: re.Match[str]) -> str:
+        path = os.path.normpath(os.path.join(os.path.dirname(source), link["path"]))
+        target = page_of(path)
+        if target is None:
+            return link["text"] if (ROOT / path).exists() else link[0]
+        return f"[{link['text']}]({os.path.relpath(target, os.path.dirname(page))}{link['anchor']})"
+
+    return LINK.sub(lead, markdown)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the READMEs."""
+    from mkdocs.structure.files import File
+
+    for page, readme in readmes().items():
+        files.append(File.generated(config, page, content=(ROOT / readme).read_text()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Follow links between files; one to nothing stays as it is, and fails the strict build."""
+    return relinked(markdown, page.file.src_uri)
