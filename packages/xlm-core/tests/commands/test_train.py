@@ -311,3 +311,12 @@ def test_two_processes_are_one_run(toy, results):
     one, two = (results(run)["test.pairs"] for run in runs)
     assert one["nats_per_token"] == pytest.approx(two["nats_per_token"], abs=1e-6)
     assert one["n_sequences"] == two["n_sequences"] == 4
+
+
+def test_debug_profile_prints_where_a_step_goes_and_evaluates_nothing(xlm, toy, results):
+    words = ["debug=profile", "trainer.max_steps=3", "callbacks.profile.warmup=1", "run_dir=p"]
+    out = xlm("train", "experiment=toy_short", *words)
+    assert "mean of 2 after 1 of warm-up" in out
+    for part in ("data", "forward", "head and loss", "backward", "optimizer", "other", "step"):
+        assert f"│ {part} " in out
+    assert not any(name.startswith(("val.", "test.")) for name in results(toy / "p"))

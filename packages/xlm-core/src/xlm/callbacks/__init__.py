@@ -3,6 +3,7 @@
 from xlm.callbacks.best import BestCheckpoint
 from xlm.callbacks.ema import EMA
 from xlm.callbacks.metrics_file import MetricsFile
+from xlm.callbacks.profile import Profile
 from xlm.callbacks.progress import Progress
 from xlm.callbacks.replay import Replay
 from xlm.callbacks.samples import SampleLogger
@@ -14,6 +15,7 @@ __all__ = [
     "EMA",
     "BestCheckpoint",
     "MetricsFile",
+    "Profile",
     "Progress",
     "QuietWandbLogger",
     "Replay",
