@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare_data": "build the tokenizer and the data caches of a task",
     "check": "show what a configuration means: one decoded batch, one step",
     "compare": "results of finished runs and evaluations, side by side",
+    "verify": "whether what this installation prints is true: oracles of every family",
     "info": "installed families and tasks, and which go together",
 }
 """Name and summary of every command."""
