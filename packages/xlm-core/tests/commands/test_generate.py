@@ -171,7 +171,7 @@ def test_a_line_says_what_the_texts_cost(trained, toy, capsys, monkeypatch):
 
 def test_a_text_without_a_call_has_no_tokens_a_call():
     row = {"n_calls": 0, "n_new_tokens": 0}
-    assert costs([row], seconds=1.0) == "1 texts, 0 network calls (0 a text), 0 tokens (0 a second)"
+    assert costs([row], seconds=1.0) == "1 text, 0 network calls (0 a text), 0 tokens (0 a second)"
     row = {"n_calls": 2000, "n_new_tokens": 3000}
     said = "2 texts, 4,000 network calls (2,000 a text), 6,000 tokens (1.5 a call, 12,000 a second)"
     assert costs([row, row], seconds=0.5) == said
