@@ -11,6 +11,9 @@ from torch import Tensor
 CHUNK_BYTES = {"cpu": 2**26, "accelerator": 2**28}
 """Memory for the logits of one chunk; an accelerator adds its fp32 copies of them."""
 
+MAX_LOGITS = 2**24
+"""Logits that may exist at a time in a sampler, whatever their dtype."""
+
 SIZES_AN_OCTAVE = 16
 """Between n and 2 n rows, oneDNN (bf16 on a CPU) sees no more numbers of rows than these. It keeps what it prepares for
 each number that it sees, 3 MB and more, and losses of hidden tokens bring a new one nearly every step."""

@@ -13,12 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlm.errors import UserError
+from xlm.nn.chunks import MAX_LOGITS
 from xlm.protocols import Model, Tokenizer
 from xlm.sampling import suppress, suppressed_ids
 from xlm.unmasking.batch import given_tokens
-
-MAX_LOGITS = 2**24
-"""Logits that may exist at a time."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from xlm.errors import UserError
+from xlm.nn.chunks import MAX_LOGITS
 from xlm.nn.linear_logsumexp import linear_logsumexp
 from xlm.sampling import TokenFilter, draw, suppress
 
 from xlm_ilm.types import ILMModel
-
-MAX_LOGITS = 2**24
-"""Logits that may exist at a time."""
 
 Draw = Literal["joint", "two_stage"]
 
