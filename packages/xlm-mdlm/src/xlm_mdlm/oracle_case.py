@@ -22,6 +22,7 @@ from xlm_mdlm import collator, loss, model, predictor
 STEPS = (1, 4, 16)
 CUT = 0.25
 PLAIN = "mdlm_top_probability order=margin"
+REMASKED = "mdlm_remdm strategy=cap eta=0.3"
 HEATED = "mdlm_top_probability tokens_per_step=2 temperature=0.7"
 
 FORMULA = "the loss is the paper's formula on logits everywhere"
@@ -45,7 +46,7 @@ def case() -> OracleCase:
         Oracle(SPREAD, _spread),
         Oracle("the ancestral sampler calls the network only where something is revealed", _calls),
     ]
-    shared = faults.order_mutations(PLAIN, HEATED)
+    shared = [*faults.order_mutations(PLAIN, HEATED), *faults.remasking_mutations(REMASKED)]
     return OracleCase(
         [*masked.masked_oracles(parts, claims()), *own], [*mutations(), *faults.masked_mutations(), *shared]
     )
@@ -114,11 +115,33 @@ def claims() -> list[Claim]:
         {"tokens_per_step": 2, "temperature": 0.7},
         {"threshold": 0.5},
         {"factor": 1.4},
+        {"order": "margin", "block_length": 2},
     ]
-    named = [
-        ("mdlm_top_probability " + " ".join(f"{k}={v}" for k, v in options.items()), options) for options in orders
+    stated = [
+        Claim(" ".join(["mdlm_top_probability", *(f"{k}={v}" for k, v in given.items())]), partial(in_order, **given))
+        for given in orders
     ]
-    return [*stepped, *(Claim(name, partial(in_order, **options)) for name, options in named)]
+    gumbel = partial(in_order, gumbel=0.5)
+    weighted = Claim("mdlm_top_probability gumbel=0.5", gumbel, partial(masked.gumbel_law, gumbel=0.5))
+    return [*stepped, *stated, weighted, *_remasking()]
+
+
+def _remasking() -> list[Claim]:
+    """The strategies of ReMDM whose law is a chain's."""
+
+    def sampler(net: Any, **options: Any) -> predictor.MDLMReMDMPredictor:
+        return predictor.MDLMReMDMPredictor(
+            model=net, tokenizer=TOKENIZER, noise_schedule=LinearSchedule(), steps=4, **options
+        )
+
+    def law(net: Any, sigma: Callable[[float], float]) -> Tensor:
+        return masked.remasked_law(net, sigma, steps=4)
+
+    cap, rescale = partial(law, sigma=lambda most: min(0.3, most)), partial(law, sigma=lambda most: 0.5 * most)
+    return [
+        Claim(REMASKED, partial(sampler, strategy="cap", eta=0.3), cap),
+        Claim("mdlm_remdm strategy=rescale eta=0.5", partial(sampler, strategy="rescale", eta=0.5), rescale),
+    ]
 
 
 def _stepped_law(net: Any, steps: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from xlm.testing import factories, masked, oracles
 from xlm.testing import masked_faults as faults
+from xlm.testing.laws import any_order_law
 from xlm.testing.masked import LENGTH, LETTERS, TOKENIZER, VOCAB, Claim, MaskedParts
 from xlm.testing.oracles import Measured, Mutation, Oracle, OracleCase
 from xlm.testing.toy import digits, entropy, number
@@ -19,6 +20,7 @@ from xlm.testing.toy import digits, entropy, number
 from xlm_mlm import collator, loss, model, predictor
 
 PLAIN = "mlm order=margin"
+REMASKED = "mlm_remdm strategy=cap eta=0.3"
 HEATED = "mlm order=top_probability tokens_per_step=2 temperature=0.7"
 
 FORMULA = "the loss is the mean cross-entropy of the chosen tokens"
@@ -41,7 +43,11 @@ def case() -> OracleCase:
         Oracle(PSEUDO, _pseudo),
         Oracle(NO_LIKELIHOOD, _no_likelihood),
     ]
-    shared = [*faults.masked_mutations(), *faults.order_mutations(PLAIN, HEATED)]
+    shared = [
+        *faults.masked_mutations(),
+        *faults.order_mutations(PLAIN, HEATED),
+        *faults.remasking_mutations(REMASKED),
+    ]
     return OracleCase([*masked.masked_oracles(mlm_parts(), claims()), *own], [*mutations(), *shared])
 
 
@@ -91,11 +97,25 @@ def claims() -> list[Claim]:
         {"order": "top_probability", "tokens_per_step": 2, "temperature": 0.7},
         {"order": "margin", "threshold": 0.5},
         {"order": "margin", "factor": 1.4},
+        {"order": "margin", "block_length": 2},
     ]
-    return [
+    stated = [
         Claim(" ".join(["mlm", *(f"{k}={v}" for k, v in given.items())]), partial(in_order, **given))
         for given in options
     ]
+    gumbel = partial(in_order, order="top_probability", gumbel=0.5)
+    blocks = partial(in_order, block_length=2)
+    return [
+        *stated,
+        Claim("mlm order=top_probability gumbel=0.5", gumbel, partial(masked.gumbel_law, gumbel=0.5)),
+        Claim("mlm order=random block_length=2", blocks, partial(any_order_law, block_length=2)),
+        Claim(REMASKED, remasking, partial(masked.remasked_law, sigma=lambda most: min(0.3, most), steps=4)),
+    ]
+
+
+def remasking(net: Any) -> predictor.MLMReMDMPredictor:
+    """Four steps, in which tokens may be hidden again."""
+    return predictor.MLMReMDMPredictor(model=net, tokenizer=TOKENIZER, steps=4, strategy="cap", eta=0.3)
 
 
 # The objective

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb, sqrt
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from xlm.protocols import Collator, Example
 from xlm.sampling import suppressed_ids
 from xlm.testing import factories, oracles
-from xlm.testing.laws import any_order_law
+from xlm.testing.laws import any_order_law, one_token_law, remasking_law
 from xlm.testing.oracles import DRAWS, Measured, Oracle
 from xlm.testing.toy import ExactDenoiser, InconsistentDenoiser, TableDenoiser, digits, entropy, number, random_table
 
@@ -38,6 +38,8 @@ GRADIENT = "the gradient of the loss is that of finite differences"
 NO_LEAK = "no input says what is hidden"
 GIVEN_STAYS = "prompts, given tokens and padding stay as they are"
 ANSWERS_UNSEEN = "inputs to complete do not depend on the answer"
+GUIDED = "guidance has the law of the network with guided conditionals"
+UNGUIDED = "guidance of 0 changes no draw"
 HAS_LAW, HAS_MASS = "samples have the law that is claimed", "exact likelihoods sum to 1"
 
 NEUTRAL: dict[str, Any] = {"temperature": 1.0, "top_k": VOCAB, "top_p": 1.0, "min_p": 0.0}
@@ -51,7 +53,7 @@ class MaskedParts:
     Args:
         network: A small one in fp64 and evaluation mode, for rows of 8 tokens or more.
         loss: From a network.
-        predictor: From a network and options (the token filters are some), of a sampler that reveals one position a
+        predictor: From a network and options (token filters, ``guidance``), of a sampler that reveals one position a
             call in random order.
         texts: Role ``lm``, from ``max_length`` and ``event_space``.
         pairs: Role ``seq2seq``, for prompts and targets of less than 5 tokens.
@@ -100,6 +102,18 @@ def inconsistent() -> InconsistentDenoiser:
     return InconsistentDenoiser(token_ids=LETTERS, vocab_size=VOCAB)
 
 
+def gumbel_law(model: TableDenoiser, gumbel: float) -> Tensor:
+    """Of ``order=top_probability``: the greatest log p + tau x Gumbel noise is at i in proportion to p_i^(1/tau)."""
+    return one_token_law(model, model.log_conditional.detach().exp().amax(-1) ** (1 / gumbel))
+
+
+def remasked_law(model: TableDenoiser, sigma: Callable[[float], float], steps: int) -> Tensor:
+    """Of the reverse process with remasking in even steps; ``sigma`` of sigma_max."""
+    rates = [1 - i / steps for i in range(steps + 1)]
+    most = [min(1.0, v / (1 - u)) if u < 1 else 1.0 for u, v in pairwise(rates)]
+    return remasking_law(model, rates, [sigma(value) for value in most])
+
+
 def masked_oracles(parts: MaskedParts, claims: Sequence[Claim]) -> list[Oracle]:
     """What holds of every masked family, and of its samplers what they claim."""
     measures: dict[str, Callable[[MaskedParts], Measured]] = {
@@ -109,6 +123,8 @@ def masked_oracles(parts: MaskedParts, claims: Sequence[Claim]) -> list[Oracle]:
         "after prompts of unequal length the law stays": _prompt_law,
         "draws from bf16 logits have the law of these logits": _bf16_law,
         NEUTRAL_FILTERS: _neutral_filters,
+        GUIDED: _guided_law,
+        UNGUIDED: _unguided,
         NO_CONTROL_TOKENS: _no_control_tokens,
         ROWS_ALONE: _rows_stand_alone,
         "the any-order bound of the exact posterior is its entropy": _bound_is_entropy,
@@ -179,10 +195,8 @@ def _template_law(parts: MaskedParts) -> Measured:
     model = exact()
     strings = model.all_strings()
     p = model.table.flatten() * ((strings[:, 0] == LETTERS[2]) & (strings[:, 2] == LETTERS[0]))
-    row = {"input_ids": [LETTERS[i] for i in (2, 3, 0, 3)], "fixed": [1, 0, 1, 0]}
-    return oracles.has_law(
-        counts(parts.predictor(model), parts.gaps(LENGTH), factories.keyed([row] * DRAWS)), p / p.sum()
-    )
+    rows = factories.keyed([TEMPLATE] * DRAWS)
+    return oracles.has_law(counts(parts.predictor(model), parts.gaps(LENGTH), rows), p / p.sum())
 
 
 def _prompt_law(parts: MaskedParts) -> Measured:
@@ -203,6 +217,36 @@ def _bf16_law(parts: MaskedParts) -> Measured:
     low.head = low.head.bfloat16()
     precise.log_conditional.data = precise.log_conditional.bfloat16().double().log_softmax(-1)
     return oracles.has_law(drawn(parts, parts.predictor(low)), any_order_law(precise))
+
+
+TEMPLATE = {"input_ids": [LETTERS[i] for i in (2, 3, 0, 3)], "fixed": [1, 0, 1, 0]}
+"""The first and the third letter are given."""
+
+
+def guided(model: TableDenoiser, w: float) -> TableDenoiser:
+    """A toy whose conditionals are l_u + (1 + w)(l_c - l_u), l_u those without what ``TEMPLATE`` gives."""
+    blind = digits(model.n_letters + 1, model.length)
+    blind[:, [i for i, fixed in enumerate(TEMPLATE["fixed"]) if fixed]] = model.n_letters
+    conditional = model.log_conditional.detach()
+    unconditional = conditional[number(blind, model.n_letters + 1)]
+    log_p = (unconditional + (1 + w) * (conditional - unconditional)).log_softmax(-1)
+    return TableDenoiser(log_p, token_ids=LETTERS, vocab_size=VOCAB)
+
+
+def _guided_law(parts: MaskedParts) -> Measured:
+    model = inconsistent()
+    given = zip(TEMPLATE["input_ids"], TEMPLATE["fixed"], strict=True)
+    start = [LETTERS.index(token) if fixed else None for token, fixed in given]
+    law = any_order_law(guided(model, 1.5), start=start)
+    sampler = parts.predictor(model, guidance=1.5)
+    return oracles.has_law(counts(sampler, parts.gaps(LENGTH), factories.keyed([TEMPLATE] * DRAWS)), law)
+
+
+def _unguided(parts: MaskedParts) -> Measured:
+    batch = parts.gaps(LENGTH)(factories.keyed([TEMPLATE] * 1000))
+    plain, zero = (parts.predictor(inconsistent(), **options).predict(batch) for options in ({}, {"guidance": 0.0}))
+    n = int((plain["ids"] != zero["ids"]).sum() + (plain["n_calls"] != zero["n_calls"]).sum())
+    return oracles.none_of(n, "tokens and calls that differ")
 
 
 def _neutral_filters(parts: MaskedParts) -> Measured:

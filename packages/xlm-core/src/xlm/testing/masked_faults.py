@@ -49,6 +49,12 @@ def masked_mutations() -> list[Mutation]:
     ]
 
 
+def remasking_mutations(claim: str) -> list[Mutation]:
+    """Faults of remasking, for the claim of a sampler that remasks."""
+    chances = {"xlm.unmasking.remask.Remasking.chances": _half}
+    return [Mutation("a step hides again half as much as it says", chances, f"{claim}: {masked.HAS_LAW}")]
+
+
 def order_mutations(plain: str, heated: str) -> list[Mutation]:
     """Faults of exact likelihoods, for the claims of a deterministic order without and with a temperature."""
     return [
@@ -163,6 +169,14 @@ def _unweighted(any_order_bound: Any) -> Any:
         return any_order_bound(halved, predicted, *args, **options)
 
     return wrong
+
+
+def _none_given(given_tokens: Any) -> Any:
+    return lambda batch: torch.zeros_like(given_tokens(batch))
+
+
+def _half(chances: Any) -> Any:
+    return lambda *args: chances(*args) / 2
 
 
 def _unfiltered(log_probabilities: Any) -> Any:
