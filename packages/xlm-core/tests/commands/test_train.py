@@ -265,6 +265,10 @@ def test_debug_overfit_learns_its_batch(xlm, toy, results):
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert losses[0] > 1.5  # about log 8, the vocabulary
     assert losses[-1] < 0.5
+    learnt = results(toy / "o")["test.pairs"]
+    assert learnt["optimum_nats_per_token"] <= learnt["nats_per_token"] < 0.5
+    xlm("eval", "checkpoint=o", "run_dir=e")
+    assert results(toy / "e")["test.pairs"]["nats_per_token"] == learnt["nats_per_token"]
 
 
 def test_the_run_directory_of_one_run_is_not_that_of_the_next(xlm, toy):

@@ -67,7 +67,8 @@ def build_data(config: DictConfig, splits: Sequence[str] = SPLITS) -> DataModule
 
     node: Any = OmegaConf.to_container(config.datamodule, resolve=True)
     managers = node.get("dataset_managers") or {}
-    node["dataset_managers"] = {split: managers[split] for split in managers if split in splits or split not in SPLITS}
+    needed = {*splits, "train"} if node.get("evaluate_on") == "training" else splits  # whose source others take
+    node["dataset_managers"] = {split: managers[split] for split in managers if split in needed or split not in SPLITS}
     datamodule = construct(node, where="datamodule", seed=config.seed)
     assert isinstance(datamodule, DataModule)
     return datamodule

@@ -175,11 +175,12 @@ class DataModule(LightningDataModule):
             manager.resolve(available, self.event_space)
             manager.build(self.tokenizer, vocab_size=vocab_size, cache_dir=self.cache_dir, **lengths)
             manager.collator = _call(available[manager.role], {**known, "event_space": manager.event_space})
-        self._check_one_role("train" in splits)
+        if "train" in splits:
+            self._check_one_role()
 
-    def _check_one_role(self, bound: bool) -> None:
+    def _check_one_role(self) -> None:
         found = {manager.full_name: (manager.role, manager.event_space) for manager in self._managers["train"]}
-        if bound and len(set(found.values())) > 1:
+        if len(set(found.values())) > 1:
             what = f"training data sets share batches, but not a role and event space: {found}"
             raise UserError(what, where="datamodule.dataset_managers.train", fix="train on data of one role")
 
