@@ -32,6 +32,21 @@ def test_hidden_tokens_are_dots_in_a_check_and_padding_is_not_shown():
     assert second == letters[0]
 
 
+def test_a_check_puts_brackets_round_what_is_to_be_predicted_and_not_round_inputs():
+    tokenizer = tiny_tokenizer()
+    ids = tensor([[4, 5, tokenizer.mask_token_id, 6, tokenizer.pad_token_id]])
+    predicted = tensor([[False, True, True, False, False]])
+    rows = _decoded({"input_ids": ids, "target_ids": ids, "n_tokens": ids[:, 0], "predicted": predicted}, tokenizer)
+    a, b, c = (tokenizer.decode([id_]) for id_ in (4, 5, 6))
+    assert rows == [[0, "input_ids", f"{a}{b}·{c}"], [0, "target_ids", f"{a}⟦{b}·⟧{c}"]]
+
+
+def test_a_check_shows_a_batch_of_every_role(xlm, toy):
+    out = xlm("check", *TOY)
+    assert "training" in out.splitlines()
+    assert "test.answers, role seq2seq_prediction" in out
+
+
 def test_check_refuses_a_mistake(xlm, toy):
     assert "must lie in [0, 1)" in xlm("check", *TOY, "model.dropout=3", code=2)
 

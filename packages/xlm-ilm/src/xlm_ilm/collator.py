@@ -263,6 +263,7 @@ class Dropping:
             "full_ids": full_ids,
             "full_mask": full_mask,
             "span": span,
+            "predicted": droppable,
             "counts_stop": self.counts_stop,
             "trains_stop": self.trains_stop,
             "n_tokens": length + int(self.counts_stop),

@@ -34,6 +34,8 @@ class ILMBatch(TypedDict):
     """False at padding of ``full_ids``; None where nothing is padded."""
     span: Int[Tensor, "batch full"]
     """Number of the run of droppable tokens that a token belongs to; -1: given (BOS, prompt, fixed, padding)."""
+    predicted: Bool[Tensor, "batch full"]
+    """Tokens that can be dropped: those of a span."""
     counts_stop: bool
     """The event space is open: the decisions to continue and to stop belong to p(x, end), EOS is never inserted."""
     trains_stop: bool
