@@ -26,6 +26,7 @@ from xlm.protocols import Collator, EventSpace, Example, Kind, Model
 from xlm.sampling import suppressed_ids
 from xlm.testing.gradients import finite_difference_check
 from xlm.testing.oracles import OracleCase, same
+from xlm.trace import replay
 
 TEXT_COLUMNS = ("input_ids", "fixed", "segments", "prompt_ids", "target_ids")
 
@@ -250,6 +251,19 @@ class PredictorContract(ABC):
             assert isinstance(row["prediction"], str)
             assert row["ids"] == ids[:length].tolist()
             assert row["n_calls"] == int(n_calls)
+
+    def test_a_trace_leads_to_the_answer(self) -> None:
+        """In every row, and asking for it changes nothing; a predictor without the attribute ``trace`` records none."""
+        predictor, batch = self.predictor(), self.collator()(self.examples())
+        if not hasattr(predictor, "trace"):
+            pytest.skip("the predictor records no trace")
+        plain = predictor.to_dict(batch, predictor.predict(batch))
+        predictor.trace = True
+        for row, untraced in zip(predictor.to_dict(batch, predictor.predict(batch)), plain, strict=True):
+            assert {name: row[name] for name in untraced} == untraced
+            *_, last = replay(row["trace"], row["start_ids"])
+            length = len(row["ids"])
+            assert row["ids"] in [last[i : i + length] for i in range(len(last) - length + 1)]
 
     def test_a_likelihood_says_what_it_is(self) -> None:
         """Nats in fp64, over the batch's real tokens."""
