@@ -196,5 +196,6 @@ class Filling:
         """EOS, without a call, wherever an answer is hidden after the block in which it ended."""
         eos_id = self.denoiser.tokenizer.eos_token_id
         row, column = after_the_end(self.batch, self.ids, hidden, block_length, eos_id).nonzero(as_tuple=True)
-        self.put(step, "reveal", row, column, torch.full_like(row, eos_id or 0), torch.ones_like(row))
+        certain = torch.ones(len(row), device=row.device)
+        self.put(step, "reveal", row, column, torch.full_like(row, eos_id or 0), certain)
         hidden[row, column] = False

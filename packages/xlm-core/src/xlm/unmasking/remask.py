@@ -85,8 +85,8 @@ def fill_by_remasking(
     """The T-step reverse process with remasking; with ``eta=0`` the draws are those of the ancestral plan.
 
     What is revealed is decided first, so the network is called only for rows that reveal something in a step, at most T
-    times a row. The call changes the row, so no prediction is ever asked for twice. A hidden position is revealed once
-    the chance of having stayed hidden falls to a uniform number of its own; being hidden again draws new ones.
+    times a row: steps without a call keep no prediction, because the next call sees another row. A hidden position is
+    revealed once its chance to be still hidden falls to a uniform number of its own; hiding it again draws new ones.
 
     Args:
         denoiser: The network.
