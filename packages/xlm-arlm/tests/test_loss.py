@@ -106,15 +106,6 @@ def test_loss_on_prompt_leaves_the_targets_likelihood_as_it_is():
     assert plain["loss"] != with_prompt["loss"]
 
 
-def test_packed_documents_cost_what_they_cost_alone():
-    loss = tiny_loss()
-    first, second = [4, 5, 6, 3], [7, 8, 3]
-    packed = loss.loss_fn(window(keyed([{"input_ids": first + second, "segments": [0] * 4 + [1] * 3}])))
-    alone = loss.loss_fn(opened(keyed([{"input_ids": first[:-1]}, {"input_ids": second[:-1]}])))
-    torch.testing.assert_close(packed["nll"].sum(), alone["nll"].sum(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(packed["loss"], alone["loss"], rtol=1e-12, atol=1e-12)
-
-
 def test_without_segments_a_document_sees_the_one_before_it():
     loss = tiny_loss()
     ids = [4, 5, 6, 3, 7, 8, 3]

@@ -34,22 +34,6 @@ def test_a_token_never_changes_what_comes_before_it():
     assert not torch.allclose(before[:, 3:], after[:, 3:])
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_cached_decoding_gives_the_logits_of_the_whole_text(padded):
-    model = tiny().double()
-    mask = torch.ones_like(IDS, dtype=torch.bool)
-    mask[0, :2] = not padded
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    whole = model(IDS, mask if padded else None, positions=positions)
-    cache = model.new_cache(3, 6)
-    parts = []
-    for columns in (range(3), range(3, 4), range(4, 6)):
-        seen = mask[:, : columns.stop] if padded else None
-        parts.append(model(IDS[:, columns], seen, positions=positions[:, columns], cache=cache))
-    difference = (torch.cat(parts, dim=1) - whole)[mask].abs().max()
-    assert difference < 1e-10
-
-
 def test_positions_continue_from_the_cache_by_themselves():
     model = tiny().double()
     cache = model.new_cache(3, 6)

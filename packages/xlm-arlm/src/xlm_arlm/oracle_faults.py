@@ -1,0 +1,232 @@
+"""Deliberate faults of ARLM: from the right function to a wrong one. ``oracle_case`` says where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from xlm.data.padding import flat_indices
+from xlm.sampling import TokenFilter, keep_greatest
+
+
+def no_ids(_: Any) -> Callable[[Any], Tensor]:
+    """Suppresses nothing."""
+    return lambda tokenizer: torch.tensor([], dtype=torch.int64)
+
+
+# The loss
+
+
+def mean_over_rows(loss_fn: Any) -> Any:
+    """Short texts count as much as long ones."""
+
+    def wrong(self: Any, batch: Any) -> Any:
+        out = loss_fn(self, batch)
+        return {**out, "loss": (out["nll"] / batch["n_tokens"]).mean()}
+
+    return wrong
+
+
+def divided_by_columns(loss_fn: Any) -> Any:
+    """The denominator counts padding."""
+
+    def wrong(self: Any, batch: Any) -> Any:
+        out = loss_fn(self, batch)
+        return {**out, "loss": out["loss"] * out["loss_denominator"] / batch["target_ids"].numel()}
+
+    return wrong
+
+
+def frozen_head(linear_cross_entropy: Any) -> Any:
+    """The head's weight is a constant."""
+    return lambda states, weight, *args, **options: linear_cross_entropy(states, weight.detach(), *args, **options)
+
+
+# The collators
+
+
+def unshifted(batch: Any) -> Any:
+    """Every token is predicted from itself."""
+
+    def wrong(*args: Any) -> Any:
+        right = batch(*args)
+        return {**right, "input_ids": right["target_ids"]}
+
+    return wrong
+
+
+def shifted_by_two(batch: Any) -> Any:
+    """The token after the next one is predicted."""
+
+    def wrong(*args: Any) -> Any:
+        right = batch(*args)
+        return {**right, "target_ids": right["target_ids"].roll(-1, 1)}
+
+    return wrong
+
+
+def without_last(batch: Any) -> Any:
+    """The last token of each row is not counted."""
+
+    def wrong(*args: Any) -> Any:
+        right = batch(*args)
+        last = torch.arange(right["predicted"].shape[1]) == right["n_tokens"][:, None] - 1
+        predicted = right["predicted"] & ~last
+        return {**right, "predicted": predicted, "rows": flat_indices(predicted), "n_tokens": predicted.sum(1)}
+
+    return wrong
+
+
+def one_document(call: Any) -> Any:
+    """Nothing separates the documents of a window; they are packed all the same."""
+    return lambda self, examples: {**call(self, examples), "segments": None}
+
+
+def with_prompt(call: Any) -> Any:
+    """The loss is taken at the prompt, asked for or not."""
+
+    def wrong(self: Any, examples: Any) -> Any:
+        asked, self.loss_on_prompt = self.loss_on_prompt, True
+        batch = call(self, examples)
+        self.loss_on_prompt = asked
+        return batch
+
+    return wrong
+
+
+def no_mask(placement: Any) -> Any:
+    """Attention sees padding."""
+    return lambda prompt, real: {**placement(prompt, real), "attention_mask": None}
+
+
+def with_answer(left_padded_prompts: Any) -> Any:
+    """The answer's first token stands where the prompt ends."""
+
+    def wrong(examples: Any, *args: Any) -> Any:
+        ids, real = left_padded_prompts(examples, *args)
+        ids[:, -1] = torch.tensor([(example["target_ids"] or [0])[0] for example in examples])
+        return ids, real
+
+    return wrong
+
+
+# The network
+
+
+def not_causal(forward: Any) -> Any:
+    """Tokens see what comes after them."""
+    return lambda self, x, rotary, mask=None, *, causal=False, cache=None: forward(self, x, rotary, mask, cache=cache)
+
+
+# The predictor
+
+
+def one_too_far(read: Any) -> Any:
+    """The first token after the prompt leaves one position out."""
+
+    def wrong(self: Any, model: Any, tokens: Tensor) -> Any:
+        self.position = self.position + 1
+        states = read(self, model, tokens)
+        self.position = self.position - 1
+        return states
+
+    return wrong
+
+
+def first_rows(keep: Any) -> Any:
+    """As many rows stay in the cache as should, from the first on."""
+    return lambda self, rows: keep(self, rows.sort(descending=True).values)
+
+
+def probabilities(next_logits: Any) -> Any:
+    """A softmax too many."""
+    return lambda *args: next_logits(*args).softmax(-1)
+
+
+def greedy_at_last(next_logits: Any) -> Any:
+    """No draw at the fourth token."""
+
+    def wrong(self: Any, states: Any, running: Any, step: int) -> Tensor:
+        logits: Tensor = next_logits(self, states, running, step)
+        return keep_greatest(logits) if step == 3 else logits
+
+    return wrong
+
+
+def one_step_ahead(next_logits: Any) -> Any:
+    """The step's number is one too great."""
+    return lambda self, states, running, step: next_logits(self, states, running, step + 1)
+
+
+def one_number(uniforms: Any) -> Any:
+    """A row's first random number serves for all of its tokens."""
+
+    def wrong(*args: Any, **options: Any) -> Tensor:
+        numbers: Tensor = uniforms(*args, **options)
+        return numbers[:, :1].expand_as(numbers)
+
+    return wrong
+
+
+def keyed_by_batch(uniforms: Any) -> Any:
+    """The place in the batch takes the key's place."""
+    return lambda keys, *args, **options: uniforms(torch.arange(len(keys)), *args, **options)
+
+
+def less_than_p(keep_top_p: Any) -> Any:
+    """The kept tokens stay below p, except where one alone reaches it."""
+
+    def wrong(logits: Tensor, p: float) -> Tensor:
+        kept: Tensor = keep_top_p(logits, p)
+        n = (kept > -torch.inf).sum(-1, keepdim=True)
+        last = kept == kept.masked_fill(kept == -torch.inf, torch.inf).amin(-1, keepdim=True)
+        return kept.masked_fill(last & (n > 1), -torch.inf) if p < 1 else kept
+
+    return wrong
+
+
+def one_less(keep_top_k: Any) -> Any:
+    """One token less is kept."""
+    return lambda logits, k: keep_top_k(logits, None if k is None else k - 1)
+
+
+def min_p_first(token_filter: Any) -> Any:
+    """min-p looks at probabilities before the temperature."""
+
+    def wrong(*, min_p: float, **options: Any) -> Any:
+        first, then = TokenFilter(min_p=min_p), token_filter(**options)
+        return lambda logits: then(first(logits))
+
+    return wrong
+
+
+def last_token_only(stopped: Any) -> Any:
+    """A stop string of two tokens is never found."""
+    return lambda self, ids: stopped(self, ids[:, -1:])
+
+
+def multiplied(_: Any) -> Any:
+    """Tokens with a positive logit become more likely instead."""
+
+    def wrong(logits: Tensor, previous: Tensor, penalty: float, valid: Tensor) -> Tensor:
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        for i, (ids, there) in enumerate(zip(previous, valid, strict=True)):
+            seen[i, ids[there]] = True
+        return torch.where(seen, logits * penalty, logits)
+
+    return wrong
+
+
+def heated_likelihood(log_likelihood: Any) -> Any:
+    """The likelihood, too, divides logits by the temperature."""
+
+    def wrong(self: Any, batch: Any, **options: Any) -> Any:
+        weight = self.model.head.weight.data
+        self.model.head.weight.data = weight / self.filter.temperature
+        result = log_likelihood(self, batch, **options)
+        self.model.head.weight.data = weight
+        return result
+
+    return wrong
