@@ -204,19 +204,6 @@ def test_consecutive_rows_cover_the_numbers_of_missing_tokens_evenly():
     assert numbers.double().reshape(-1, 32).mean(1).var() < independent_variance_of_a_batch_mean / 5
 
 
-def test_every_set_of_missing_tokens_of_a_size_is_equally_likely():
-    rows = [
-        {"input_ids": [4, 5, 6, 7, 8], "index": 0, "position": 3, "noise_key": noise_key(0, 0, k)} for k in range(6000)
-    ]
-    batch = lm()(rows)
-    n = int(batch["n_dropped"][0])
-    assert 0 < n < 5
-    missing = batch["tokens"].reshape(-1, n).tolist()
-    counts = Counter(map(tuple, missing))
-    assert len(counts) == {1: 5, 2: 10, 3: 10, 4: 5}[n]
-    assert chisquare(list(counts.values())).pvalue > 1e-3
-
-
 def test_another_seed_drops_another_number_and_another_key_another_set():
     assert n_dropped(lm(seed=1), [4] * 8, 8) != n_dropped(lm(), [4] * 8, 8)
     rows = lm_examples([8] * 4)

@@ -13,7 +13,6 @@ from torch.testing import assert_close
 from xlm.errors import UserError
 from xlm.testing.contracts import LossContract
 from xlm.testing.factories import infill_examples, keyed, lm_examples, seq2seq_examples, tiny_tokenizer
-from xlm.testing.insertion import ExactInserter, random_text_table
 from xlm_ilm.collator import ILMCollator, ILMInfillCollator, ILMSeq2SeqCollator
 from xlm_ilm.dropping import drop, span_numbers
 from xlm_ilm.loss import ILMLoss
@@ -208,30 +207,6 @@ def test_the_mean_of_nll_over_all_draws_is_the_bound_by_enumeration_of_orders(id
             batch = ilm_batch(full, droppable, dropped, ends=ends, trains_stop=True)
             mean += float(loss.loss_fn(batch)["nll"]) / len(sets) / (len(places) + 1)
     assert mean == pytest.approx(enumerated_bound(loss, full, droppable, ends), abs=1e-9)
-
-
-def test_the_mean_of_nll_over_many_keys_is_the_bound():
-    ids, loss = [4, 5, 4, 6], ilm_loss()
-    full = torch.tensor([[BOS, *ids]])
-    expected = enumerated_bound(loss, full, torch.arange(5)[None] > 0, True)
-    collate = ILMCollator(tokenizer=TOKENIZER, seed=0, max_length=8, event_space="open")
-    nll = loss.loss_fn(collate(keyed([{"input_ids": ids}] * 10_000)))["nll"]
-    assert abs(float(nll.mean()) - expected) < 4 * float(nll.std()) / 100
-
-
-def test_its_mean_over_all_draws_is_stationary_at_the_network_whose_texts_follow_the_data():
-    """Of texts of unequal length: were their weights equal, it would be at p / (L + 1) instead."""
-    table = random_text_table(2, 3)
-    model = ExactInserter(table, token_ids=[4, 5], vocab_size=len(TOKENIZER))
-    loss, expected = ilm_loss(model), torch.zeros((), dtype=torch.float64)
-    for p, ids in zip(table.tolist(), model.texts(), strict=True):
-        for n in range(len(ids) + 1):
-            sets = list(itertools.combinations(range(1, len(ids) + 1), n))
-            for missing in sets:
-                out = loss.loss_fn(of_text(ids, list(missing)))
-                expected = expected + p / (len(ids) + 1) / len(sets) * out["loss"] * out["loss_denominator"]
-    for gradient in torch.autograd.grad(expected, [model.insert_logits, model.stop_logits]):
-        assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-9)
 
 
 def test_the_stop_head_learns_from_windows_and_texts_but_not_from_templates():

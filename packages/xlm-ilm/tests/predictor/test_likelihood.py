@@ -11,12 +11,10 @@ import torch
 from torch.testing import assert_close
 from xlm.errors import UserError
 from xlm.noise import Stream, noise_keys
-from xlm.testing.factories import keyed, lm_examples, tiny_tokenizer
+from xlm.testing.factories import tiny_tokenizer
 from xlm.testing.insertion import ExactInserter, InconsistentInserter, random_text_table
-from xlm.testing.insertion_laws import insertion_bound, insertion_law, insertion_steps, order_log_probabilities
-from xlm_ilm.collator import ILMCollator
+from xlm.testing.insertion_laws import insertion_bound, insertion_steps, order_log_probabilities
 from xlm_ilm.dropping import span_numbers
-from xlm_ilm.loss import ILMLoss
 from xlm_ilm.model import ILMTransformer
 from xlm_ilm.predictor import ILMPredictor
 from xlm_ilm.types import ILMBatch
@@ -156,62 +154,11 @@ def test_more_orders_come_nearer_to_the_probability_from_above():
     assert means[2][0] - exact < (bound - exact) / 3
 
 
-def test_the_expected_bound_of_two_orders_lies_between_by_enumeration():
-    batch = copies([A, C, A], [False] * 3, 1, counts_stop=True)
-    orders = order_log_probabilities(steps_of(INCONSISTENT, batch), counts_stop=True) + math.lgamma(4)
-    of_two = -float((torch.logaddexp(orders[:, None], orders) - math.log(2)).mean())
-    many = copies([A, C, A], [False] * 3, 4000, counts_stop=True)
-    values = predictor(INCONSISTENT, likelihood="orders").log_likelihood(many, draws=2)
-    mean, error = mean_and_error(values["nll"])
-    assert mean == pytest.approx(of_two, abs=4 * error)
-    assert exact_nll(INCONSISTENT, batch) < of_two < insertion_bound(steps_of(INCONSISTENT, batch), counts_stop=True)
-
-
-def test_every_order_of_the_exact_network_gives_the_probability_itself():
-    batch = texts(EXACT.texts(), counts_stop=True)
-    orders = predictor(EXACT, likelihood="orders").log_likelihood(batch, draws=2)
-    assert_close(orders["nll"], -EXACT.table.log())
-    assert orders["mc_variance"].max() < 1e-20
-
-
-def test_the_bound_of_the_exact_network_is_the_entropy():
-    batch = texts(EXACT.texts() * 8, counts_stop=True)
-    result = predictor(EXACT).log_likelihood(batch, draws=16)
-    p = EXACT.table.repeat(8) / 8
-    entropy = float(torch.special.entr(EXACT.table).sum())
-    error = math.sqrt(float((p.square() * result["mc_variance"]).sum()))
-    assert float((p * result["nll"]).sum()) == pytest.approx(entropy, abs=4 * error)
-    assert error < 0.03
-
-
-def test_probabilities_of_all_texts_and_the_truncated_tail_sum_to_1():
-    model = InconsistentInserter(token_ids=[A, B], vocab_size=VOCAB, length=3)
-    batch = texts(model.texts(), counts_stop=True)
-    mass = sum(math.exp(-exact_nll(model, batch, row)) for row in range(len(batch["index"])))
-    law = insertion_law(model, [BOS], span=[0], room=[4], free=True)
-    assert mass + sum(p for ids, p in law.items() if len(ids) == 5) == pytest.approx(1, abs=1e-12)
-    bounds = predictor(model, likelihood="orders").log_likelihood(batch, draws=40)["nll"]
-    exact = torch.tensor([exact_nll(model, batch, row) for row in range(len(batch["index"]))]).double()
-    assert_close(bounds, exact, atol=0.25, rtol=0)
-
-
 def test_the_reported_variance_of_whole_orders_is_that_of_their_draws():
     batch = copies([A, C, A], [False] * 3, 1500, counts_stop=True)
     result = predictor(INCONSISTENT, likelihood="orders").log_likelihood(batch, draws=12)
     assert float(result["mc_variance"].mean()) == pytest.approx(float(result["nll"].var()), rel=0.2)
     assert "mc_variance" not in predictor(INCONSISTENT, likelihood="orders").log_likelihood(batch, draws=1)
-
-
-@pytest.mark.parametrize("event_space", ["open", "window"])
-def test_the_loss_estimates_the_bound_that_the_predictor_computes(event_space):
-    rows = keyed([{"input_ids": [A, C, A]}] * 4000)
-    collate = ILMCollator(tokenizer=TOKENIZER, max_length=3, seed=0, event_space=event_space)
-    batch = collate(rows)
-    with torch.no_grad():
-        values = ILMLoss(model=INCONSISTENT, tokenizer=TOKENIZER).loss_fn(batch)["nll"]
-    mean, error = mean_and_error(values)
-    counts_stop = event_space == "open"
-    assert mean == pytest.approx(insertion_bound(steps_of(INCONSISTENT, batch), counts_stop=counts_stop), abs=4 * error)
 
 
 @pytest.mark.parametrize("likelihood", ["bound", "orders"])
@@ -232,11 +179,3 @@ def test_no_draws_name_the_key_to_change(likelihood):
     batch = copies([A], [False], 1, counts_stop=True)
     with pytest.raises(UserError, match=r"harness\.likelihood_draws \(0\)"):
         predictor(INCONSISTENT, likelihood=likelihood).log_likelihood(batch, draws=0)
-
-
-def test_options_of_the_sampler_do_not_change_the_likelihood():
-    collate = ILMCollator(tokenizer=TOKENIZER, max_length=4, seed=0, event_space="open")
-    batch = collate(lm_examples([3, 0, 4], n_letters=2))
-    options = {"temperature": 0.0, "stop_rule": "threshold", "tokens_per_step": 3, "min_new_tokens": 2}
-    plain, other = (predictor(INCONSISTENT, **kind).log_likelihood(batch, draws=2) for kind in ({}, options))
-    assert torch.equal(plain["nll"], other["nll"])

@@ -1,0 +1,345 @@
+"""Deliberate faults of ILM: from the right function to a wrong one. ``oracle_case`` says where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from xlm.sampling import TokenFilter
+
+from xlm_ilm.predictor.pairs import ByGap, Jointly
+
+
+def no_ids(_: Any) -> Callable[[Any], Tensor]:
+    """Suppresses nothing."""
+    return lambda tokenizer: torch.tensor([], dtype=torch.int64)
+
+
+# The loss
+
+
+def mean_over_rows(loss_fn: Any) -> Any:
+    """Short texts count as much as long ones."""
+
+    def wrong(self: Any, batch: Any) -> Any:
+        out = loss_fn(self, batch)
+        return {**out, "loss": (out["nll"] / batch["n_tokens"].clamp(min=1)).mean()}
+
+    return wrong
+
+
+def divided_by_missing(loss_fn: Any) -> Any:
+    """The denominator counts missing tokens only."""
+
+    def wrong(self: Any, batch: Any) -> Any:
+        out = loss_fn(self, batch)
+        return {**out, "loss": out["loss"] * out["loss_denominator"] / batch["n_dropped"].sum()}
+
+    return wrong
+
+
+def opposite_stop(loss_fn: Any) -> Any:
+    """The stop head learns that something is missing."""
+
+    def wrong(self: Any, batch: Any) -> Any:
+        def read(*args: Any) -> Any:
+            states, stop_logit = model.read(*args)
+            return states, -stop_logit
+
+        model = self.model
+        self.model = SimpleNamespace(read=read, head=model.head)
+        out = loss_fn(self, batch)
+        self.model = model
+        return out
+
+    return wrong
+
+
+def one_less(of_batch: Any) -> Any:
+    """L instead of L + 1."""
+    return lambda batch: of_batch(batch) - 1
+
+
+def orders(times: int) -> Callable[[Any], Any]:
+    """log L! is subtracted so many times."""
+
+    def fault(bound: Any) -> Any:
+        def wrong(self: Any, insertion: Tensor, stop_logit: Tensor, batch: Any) -> Any:
+            length = batch["n_tokens"] - int(batch["counts_stop"])
+            return bound(self, insertion, stop_logit, batch) + (1 - times) * torch.lgamma(length.double() + 1)
+
+        return wrong
+
+    return fault
+
+
+def without_continue(bound: Any) -> Any:
+    """Going on costs nothing."""
+
+    def wrong(self: Any, insertion: Tensor, stop_logit: Tensor, batch: Any) -> Any:
+        return bound(self, insertion, stop_logit.masked_fill(batch["n_dropped"] > 0, -1e4), batch)
+
+    return wrong
+
+
+def frozen_head(linear_logsumexp: Any) -> Any:
+    """The head's weight is a constant."""
+    return lambda states, weight, **options: linear_logsumexp(states, weight.detach(), **options)
+
+
+# The collators
+
+
+def seen(drop: Any) -> Any:
+    """In place of the token before a gap stands the last one that the gap misses."""
+
+    def wrong(*args: Any) -> Any:
+        kept = drop(*args)
+        return replace(kept, input_ids=kept.input_ids.flatten().scatter(0, kept.rows, kept.tokens).view_as(kept.gaps))
+
+    return wrong
+
+
+def next_gap(drop: Any) -> Any:
+    """A missing token belongs to the gap after its own, where that is open."""
+
+    def wrong(*args: Any) -> Any:
+        kept = drop(*args)
+        after = (kept.rows + 1).clamp_max(kept.gaps.numel() - 1)
+        return replace(kept, rows=torch.where(torch.isin(after, kept.gap_rows), after, kept.rows))
+
+    return wrong
+
+
+def all_open(gap_spans: Any) -> Any:
+    """Every gap is open, those between given tokens included."""
+
+    def wrong(span: Tensor, dropped: Tensor) -> Any:
+        of_gap, _ = gap_spans(span, dropped)
+        return of_gap, torch.ones_like(of_gap)
+
+    return wrong
+
+
+def leaning(uniforms: Any) -> Any:
+    """Tokens at a row's end go sooner."""
+    return lambda keys, length, **options: uniforms(keys, length, **options) / torch.arange(1, length + 1)
+
+
+def squared(times: Any) -> Any:
+    """Few missing tokens are more frequent than many."""
+    return lambda *args: times(*args).square()
+
+
+def independent(_: Any) -> Any:
+    """Times are drawn one by one."""
+    return lambda positions, seed: torch.rand(
+        positions.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+def with_answer(prediction_collator: Any) -> Any:
+    """The answer stands behind the prompt already."""
+
+    def wrong(self: Any, examples: Any) -> Any:
+        longer = [{**row, "prompt_ids": [*row["prompt_ids"], *row.get("target_ids", [])]} for row in examples]
+        return prediction_collator(self, longer)
+
+    return wrong
+
+
+# The network
+
+
+def by_column(read: Any) -> Any:
+    """Places are those in memory."""
+    return lambda self, input_ids, attention_mask=None, *, positions=None: read(self, input_ids, attention_mask)
+
+
+# The predictor
+
+
+def never(stops: Any) -> Any:
+    """Rows end where there is no room left."""
+    return lambda *args: stops(*args) & False
+
+
+def opposite(stops: Any) -> Any:
+    """Rows stop with the probability to go on."""
+    return lambda self, rows, going, stop_logit, chance: stops(self, rows, going, -stop_logit, chance)
+
+
+def always_drawn(stops: Any) -> Any:
+    """A threshold is taken for a probability."""
+
+    def wrong(self: Any, *args: Any) -> Any:
+        rule, self.stop_rule = self.stop_rule, "bernoulli"
+        stopped = stops(self, *args)
+        self.stop_rule = rule
+        return stopped
+
+    return wrong
+
+
+def one_token_early(stops: Any) -> Any:
+    """A row may stop when one token is still to come."""
+
+    def wrong(self: Any, *args: Any) -> Any:
+        least, self.min_new_tokens = self.min_new_tokens, max(0, self.min_new_tokens - 1)
+        stopped = stops(self, *args)
+        self.min_new_tokens = least
+        return stopped
+
+    return wrong
+
+
+def greedy_at_last(insert: Any) -> Any:
+    """No draw where one token is left to insert."""
+
+    def wrong(self: Any, rows: Any, going: Tensor, *args: Any) -> None:
+        drawn = self.filter
+        if (rows.budget[going] == 1).all():
+            self.filter = TokenFilter(temperature=0.0)
+        insert(self, rows, going, *args)
+        self.filter = drawn
+
+    return wrong
+
+
+def close(insert: Any) -> Any:
+    """Gaps of one call may lie next to each other."""
+
+    def wrong(self: Any, *args: Any) -> None:
+        distance, self.gap_distance = self.gap_distance, 1
+        insert(self, *args)
+        self.gap_distance = distance
+
+    return wrong
+
+
+def on_pairs(_: Any) -> Any:
+    """The tokens' filter acts on pairs, and gaps have none."""
+    return lambda self, states, free, gaps: Jointly(self.vocabulary, states, free, pair_filter=self.filter)
+
+
+def on_tokens(_: Any) -> Any:
+    """The pairs' filter acts on the tokens of each gap."""
+    return lambda self, states, free, gaps: ByGap(
+        self.vocabulary, states, free, gaps, token_filter=self.filter, gap_filter=TokenFilter()
+    )
+
+
+def best_token(_: Any) -> Any:
+    """A gap weighs as much as its most probable token."""
+    return lambda vocabulary, states, free: vocabulary.logits(states, free).double().amax(1)
+
+
+def with_eos(logits: Any) -> Any:
+    """Every row is taken for one of given length."""
+    return lambda vocabulary, states, free: logits(vocabulary, states, torch.zeros_like(free))
+
+
+def probabilities(draw: Any) -> Any:
+    """A softmax too many."""
+    return lambda logits, u: draw(logits.softmax(-1), u)
+
+
+def keyed_by_batch(uniforms: Any) -> Any:
+    """The place in the batch takes the key's place."""
+    return lambda keys, *args, **options: uniforms(torch.arange(len(keys)), *args, **options)
+
+
+def before_the_gap(insert: Any) -> Any:
+    """A new token stands before the token of its gap, except after BOS."""
+
+    def wrong(self: Any, rows: Tensor, gaps: Tensor, tokens: Tensor) -> Tensor:
+        at: Tensor = insert(self, rows, gaps, tokens)
+        there, new = rows[gaps > 0], self.lengths[rows[gaps > 0]] - 1
+        old = gaps[gaps > 0]
+        self.positions[there, new], self.positions[there, old] = (
+            self.positions[there, old],
+            self.positions[there, new].clone(),
+        )
+        return at
+
+    return wrong
+
+
+def anywhere(_: Any) -> Any:
+    """Every gap takes tokens while there is a budget."""
+
+    def wrong(self: Any, rows: Tensor, seq: int) -> Any:
+        return (torch.arange(seq) < self.lengths[rows, None]) & (self.budget[rows, None] > 0)
+
+    return wrong
+
+
+def less_than_p(keep_top_p: Any) -> Any:
+    """The kept tokens stay below p, except where one alone reaches it."""
+
+    def wrong(logits: Tensor, p: float) -> Tensor:
+        kept: Tensor = keep_top_p(logits, p)
+        n = (kept > -torch.inf).sum(-1, keepdim=True)
+        last = kept == kept.masked_fill(kept == -torch.inf, torch.inf).amin(-1, keepdim=True)
+        return kept.masked_fill(last & (n > 1), -torch.inf) if p < 1 else kept
+
+    return wrong
+
+
+def one_token_less(keep_top_k: Any) -> Any:
+    """One token less is kept."""
+    return lambda logits, k: keep_top_k(logits, None if k is None else k - 1)
+
+
+# The likelihood
+
+
+def of_one_order(bound: Any) -> Any:
+    """Without log L!."""
+
+    def wrong(vocabulary: Any, batch: Any, *, draws: int) -> Any:
+        result = bound(vocabulary, batch, draws=draws)
+        return {**result, "nll": result["nll"] + torch.lgamma((batch["span"] >= 0).sum(1).double() + 1)}
+
+    return wrong
+
+
+def mean_of_logs(order_bound: Any) -> Any:
+    """The mean of the orders' logarithms instead of the logarithm of their mean."""
+
+    def wrong(vocabulary: Any, batch: Any, *, draws: int) -> Any:
+        keys = [batch["noise_key"] + draw for draw in range(draws)]
+        results = [order_bound(vocabulary, {**batch, "noise_key": key}, draws=1) for key in keys]
+        return {**results[0], "nll": torch.stack([result["nll"] for result in results]).mean(0)}
+
+    return wrong
+
+
+def certain(name: str) -> Callable[[Any], Any]:
+    """A decision of the stop head costs nothing."""
+
+    def fault(init: Any) -> Any:
+        def wrong(self: Any, *args: Any) -> None:
+            init(self, *args)
+            setattr(self, name, torch.zeros_like(getattr(self, name)))
+
+        return wrong
+
+    return fault
+
+
+def heated(log_likelihood: Any) -> Any:
+    """The likelihood, too, divides logits by the temperature."""
+
+    def wrong(self: Any, batch: Any, **options: Any) -> Any:
+        weight = self.model.head.weight.data
+        self.model.head.weight.data = weight / self.filter.temperature
+        result = log_likelihood(self, batch, **options)
+        self.model.head.weight.data = weight
+        return result
+
+    return wrong
