@@ -21,7 +21,7 @@ CONTEXT: dict[str, Any] = {
     "seed": 0,
 }
 ROLES = {"lm", "seq2seq", "seq2seq_prediction", "infill", "infill_prediction", "unconditional"}
-PREDICTORS = ["mdlm_first_hitting", "mdlm_ancestral", "mdlm_top_probability"]
+PREDICTORS = ["mdlm_first_hitting", "mdlm_ancestral", "mdlm_top_probability", "mdlm_remdm"]
 
 
 def composed(*overrides: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from xlm.noise import CosineSchedule, LinearSchedule, LogLinearSchedule
 from xlm.protocols import Example, NoiseSchedule
 from xlm.sampling import top_probability_scores
 from xlm.testing.factories import keyed, tiny_tokenizer, unconditional_examples
-from xlm.testing.laws import ancestral_law, any_order_law, chi_square
+from xlm.testing.laws import ancestral_law, any_order_law, chi_square, one_token_law, remasking_law
 from xlm.testing.toy import ExactDenoiser, InconsistentDenoiser, TableDenoiser, random_table
 from xlm_mdlm.collator import (
     MDLMCollator,
@@ -22,6 +23,7 @@ from xlm_mdlm.predictor import (
     MDLMAncestralPredictor,
     MDLMFirstHittingPredictor,
     MDLMPredictor,
+    MDLMReMDMPredictor,
     MDLMTopProbabilityPredictor,
 )
 
@@ -139,6 +141,50 @@ def test_top_probability_samples_follow_the_law_of_their_deterministic_order(per
     )
     torch.testing.assert_close((-predictor.log_likelihood(every_string)["nll"]).exp(), law)
     assert chi_square(counts(predictor), law) > LEAST_P
+
+
+def test_remasking_samples_follow_the_law_of_the_t_step_process_with_remasking():
+    model, schedule = inconsistent(), CosineSchedule()
+    rates = schedule.mask_rate(torch.tensor([1, 0.75, 0.5, 0.25, 0], dtype=torch.float64)).tolist()
+    most = [1.0, *(min(1.0, v / (1 - u)) for u, v in pairwise(rates[1:]))]
+    predictor = MDLMReMDMPredictor(
+        model=model, tokenizer=TOKENIZER, noise_schedule=schedule, steps=4, strategy="rescale", eta=0.4
+    )
+    assert chi_square(counts(predictor), remasking_law(model, rates, [0.4 * sigma for sigma in most])) > LEAST_P
+
+
+def order(model: Any, **options: Any) -> MDLMTopProbabilityPredictor:
+    return MDLMTopProbabilityPredictor(model=model, tokenizer=TOKENIZER, **options)
+
+
+@pytest.mark.parametrize("block_length", [None, 2])
+def test_a_random_order_follows_the_mean_over_the_orders_that_keep_to_its_blocks(block_length):
+    model = inconsistent()
+    law = any_order_law(model, block_length=block_length)
+    assert chi_square(counts(order(model, order="random", block_length=block_length)), law) > LEAST_P
+
+
+@pytest.mark.parametrize("tau", [0.5, 2.0])
+def test_gumbel_noise_chooses_positions_in_proportion_to_their_certainty_to_the_power_of_one_over_tau(tau):
+    model = inconsistent()
+    law = one_token_law(model, model.log_conditional.detach().amax(-1).mul(1 / tau).exp())
+    assert chi_square(counts(order(model, gumbel=tau)), law) > LEAST_P
+
+
+@pytest.mark.parametrize(
+    "options", [{"block_length": 2}, {"block_length": 3, "tokens_per_step": 2, "top_k": 3}], ids=str
+)
+def test_samples_in_blocks_follow_their_exact_likelihoods(options):
+    model = inconsistent()
+    every_string = MDLMCollator(tokenizer=TOKENIZER, noise_schedule=LinearSchedule(), seed=0, max_length=4)(
+        keyed([{"input_ids": ids} for ids in model.all_strings().tolist()])
+    )
+    examples = keyed([{"input_ids": [4] * 4, "fixed": [0] * 4}] * DRAWS)
+    predictor = order(model, order="margin", **options)
+    law = (-predictor.log_likelihood(every_string)["nll"]).exp()
+    assert float(law.sum()) == pytest.approx(1.0)
+    found = counts(predictor, examples, MDLMInfillPredictionCollator(tokenizer=TOKENIZER, max_length=4))
+    assert chi_square(found, law) > LEAST_P
 
 
 def first_letter_law(options: dict[str, Any]) -> torch.Tensor:

@@ -56,6 +56,7 @@ def test_ancestral_and_first_hitting_share_the_models_bound_whatever_the_filters
         {"order": "entropy", "tokens_per_step": 2},
         {"threshold": 0.5},
         {"order": "margin", "factor": 1.4, "temperature": 0.7},
+        {"order": "entropy", "block_length": 3},
     ],
     ids=str,
 )
@@ -65,6 +66,40 @@ def test_exact_likelihoods_of_the_deterministic_order_sum_to_one(options):
     result = predictor.log_likelihood(strings_batch(model))
     assert result["kind"] == "exact"
     assert float((-result["nll"]).exp().sum()) == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"order": "random"}, {"order": "margin", "gumbel": 0.1}], ids=str)
+def test_an_order_with_randomness_reports_the_bound_of_the_network(options):
+    model = InconsistentDenoiser(token_ids=LETTERS, vocab_size=8)
+    batch = strings_batch(model)
+    result = MDLMTopProbabilityPredictor(model=model, tokenizer=TOKENIZER, **options).log_likelihood(batch, draws=2)
+    expected = MDLMFirstHittingPredictor(model=model, tokenizer=TOKENIZER).log_likelihood(batch, draws=2)
+    assert (result["kind"], result["estimator"]) == ("bound", "any_order")
+    assert torch.equal(result["nll"], expected["nll"])
+
+
+def test_guidance_is_in_the_exact_likelihood_and_not_in_the_bound():
+    model = InconsistentDenoiser(token_ids=LETTERS, vocab_size=8)
+    batch = MDLMInfillCollator(**NOISY, max_length=4)(keyed([{"input_ids": [4, 5, 6, 7], "fixed": [1, 0, 0, 0]}]))
+    for cls, same in ((MDLMFirstHittingPredictor, True), (MDLMTopProbabilityPredictor, False)):
+        nll = [cls(model=model, tokenizer=TOKENIZER, guidance=w).log_likelihood(batch)["nll"] for w in (0.0, 2.0)]
+        assert torch.equal(*nll) is same
+
+
+@pytest.mark.parametrize("text", [[4, 5], [4], [4, 5, 6, 7, 4]], ids=str)
+def test_a_text_is_paid_for_up_to_the_block_in_which_it_ends(text):
+    """On a canvas of six; the network says every letter and EOS with the same probability."""
+
+    class Uniform(nn.Module):
+        head = nn.Linear(8, 8, bias=False)
+
+        def hidden(self, input_ids, *_, **__):
+            return torch.zeros(*input_ids.shape, 8)
+
+    batch = MDLMCollator(**NOISY, max_length=6, event_space="open")(keyed([{"input_ids": text}]))
+    predictor = MDLMTopProbabilityPredictor(model=Uniform(), tokenizer=TOKENIZER, block_length=2)
+    n_paid = 2 * math.ceil((len(text) + 1) / 2)
+    assert predictor.log_likelihood(batch)["nll"].tolist() == pytest.approx([n_paid * math.log(5)])
 
 
 def test_given_tokens_are_conditions_and_cost_nothing():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
@@ -33,13 +35,20 @@ from xlm_mdlm.predictor import (
     MDLMAncestralPredictor,
     MDLMFirstHittingPredictor,
     MDLMPredictor,
+    MDLMReMDMPredictor,
     MDLMTopProbabilityPredictor,
 )
 
 TOKENIZER = tiny_tokenizer()
 PAD, MASK, EOS = 0, 1, 3
 NOISY: dict[str, Any] = {"tokenizer": TOKENIZER, "noise_schedule": LinearSchedule(), "seed": 0}
-CLASSES: list[type[MDLMPredictor]] = [MDLMFirstHittingPredictor, MDLMAncestralPredictor, MDLMTopProbabilityPredictor]
+CLASSES: list[type[MDLMPredictor]] = [
+    MDLMFirstHittingPredictor,
+    MDLMAncestralPredictor,
+    MDLMTopProbabilityPredictor,
+    MDLMReMDMPredictor,
+]
+IN_STEPS = (MDLMAncestralPredictor, MDLMReMDMPredictor)
 PROMPTED = MDLMSeq2SeqPredictionCollator(tokenizer=TOKENIZER, max_length=11, max_target_length=5)
 TEMPLATES = MDLMInfillPredictionCollator(tokenizer=TOKENIZER, max_length=10)
 
@@ -55,7 +64,7 @@ def network(**options: Any) -> MDLMTransformer:
 
 
 def build(cls: type[MDLMPredictor], model: Any = None, **options: Any) -> MDLMPredictor:
-    if cls is MDLMAncestralPredictor:
+    if cls in IN_STEPS:
         options = {"noise_schedule": LinearSchedule(), "steps": 4, **options}
     return cls(model=network() if model is None else model, tokenizer=TOKENIZER, **options)
 
@@ -110,6 +119,34 @@ class TestThresholdAfterPrompts(PromptedContract):
     options: ClassVar = {"order": "entropy", "threshold": 0.4, "min_new_tokens": 2, "stop": ["ab"]}
 
 
+class TestBlocksAfterPrompts(PromptedContract):
+    cls = MDLMTopProbabilityPredictor
+    options: ClassVar = {"order": "margin", "block_length": 1}
+
+
+class TestNoisyOrderAfterPrompts(PromptedContract):
+    cls = MDLMTopProbabilityPredictor
+    options: ClassVar = {"order": "entropy", "gumbel": 1.0, "tokens_per_step": 2}
+
+
+class TestReMDMAfterPrompts(PromptedContract):
+    cls = MDLMReMDMPredictor
+    options: ClassVar = {"steps": 10, "strategy": "rescale", "eta": 0.5}
+
+
+class TestReMDMByConfidenceAfterPrompts(PromptedContract):
+    cls = MDLMReMDMPredictor
+    options: ClassVar = {"steps": 10, "strategy": "confidence", "eta": 1.0}
+
+
+class TestGuidedAfterPrompts(PromptedContract):
+    cls = MDLMTopProbabilityPredictor
+    options: ClassVar = {"guidance": 1.0, "threshold": 0.4}
+
+    def examples(self):
+        return seq2seq_examples([3, 6, 2, 1], [4, 1, 2, 3])
+
+
 class TestFirstHittingInTemplates(PromptedContract):
     cls = MDLMFirstHittingPredictor
 
@@ -125,6 +162,16 @@ class TestFirstHittingInTemplates(PromptedContract):
 
 class TestAncestralInTemplates(TestFirstHittingInTemplates):
     cls = MDLMAncestralPredictor
+
+
+class TestReMDMInTemplates(TestFirstHittingInTemplates):
+    cls = MDLMReMDMPredictor
+    options: ClassVar = {"steps": 10, "eta": 0.5}
+
+
+class TestBlocksInTemplates(TestFirstHittingInTemplates):
+    cls = MDLMTopProbabilityPredictor
+    options: ClassVar = {"order": "random", "block_length": 3}
 
 
 class TestTopProbabilityInTemplates(TestFirstHittingInTemplates):
@@ -219,6 +266,56 @@ def test_ancestral_calls_only_for_steps_that_reveal_something_and_runs_the_head_
     assert sum(len(ids) for ids in model.calls) == int(n_calls.sum())
 
 
+def test_a_thousand_ancestral_steps_cost_no_more_than_one_call_a_hidden_token():
+    """The prediction is reused while no token changes, so T need not be paid for."""
+    model = AlwaysSays([4] * 8)
+    rows = keyed([{"input_ids": [5] * 8, "fixed": [0] * 8}, {"input_ids": [5] * 8, "fixed": [1, 0] * 3 + [1, 1]}] * 20)
+    batch = TEMPLATES(rows)
+    n_calls = build(MDLMAncestralPredictor, model, steps=1024).predict(batch)["n_calls"]
+    assert (n_calls <= batch["predicted"].sum(1)).all()
+    assert sum(len(ids) for ids in model.calls) == int(n_calls.sum())
+    alone = AlwaysSays([4] * 8)
+    build(MDLMAncestralPredictor, alone, steps=1024).predict(TEMPLATES(rows[:1]))
+    assert not any(torch.equal(one, other) for one, other in pairwise(alone.calls))
+
+
+def test_remasking_without_eta_draws_what_the_ancestral_sampler_draws():
+    batch, schedule = PROMPTED(seq2seq_examples([3, 6, 0, 1], [1] * 4)), CosineSchedule()
+    plain = build(MDLMAncestralPredictor, noise_schedule=schedule, steps=7).predict(batch)
+    other = build(MDLMReMDMPredictor, noise_schedule=schedule, steps=7, eta=0.0).predict(batch)
+    assert torch.equal(plain["ids"], other["ids"])
+    assert torch.equal(plain["n_calls"], other["n_calls"])
+
+
+@pytest.mark.parametrize("options", [{"strategy": "rescale"}, {"strategy": "confidence"}, {"eta": 0.5}], ids=str)
+def test_strategy_and_eta_change_what_is_hidden_again(options):
+    batch = MDLMUnconditionalCollator(tokenizer=TOKENIZER, max_length=8)(unconditional_examples(20))
+    settings = {"steps": 16, "trace": True, "strategy": "cap", "eta": 0.2}
+    first, second = (
+        build(MDLMReMDMPredictor, **{**settings, **more}).predict(batch)["trace"] for more in ({}, options)
+    )
+    assert first != second
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_guidance_takes_two_calls_a_step_and_moves_away_from_what_is_said_without_the_prompt(cls):
+    batch = PROMPTED(seq2seq_examples([3, 6, 2, 1] * 10, [1] * 40))
+    plain, guided = (build(cls, guidance=w, min_new_tokens=5).predict(batch) for w in (0.0, 4.0))
+    assert (guided["ids"] != plain["ids"]).any()
+    assert (guided["n_calls"] % 2 == 0).all()
+    if cls in (MDLMFirstHittingPredictor, MDLMAncestralPredictor):  # whose steps depend on no token
+        assert torch.equal(guided["n_calls"], 2 * plain["n_calls"])
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_guidance_without_anything_given_is_refused_before_any_call(cls):
+    model = AlwaysSays([4] * 5)
+    batch = MDLMUnconditionalCollator(tokenizer=TOKENIZER, max_length=5)(unconditional_examples(2))
+    with pytest.raises(UserError, match=r"no given token in predictor\.guidance"):
+        build(cls, model, guidance=1.0).predict(batch)
+    assert not model.calls
+
+
 @pytest.mark.parametrize(("per_step", "calls"), [(1, [8, 3]), (3, [3, 1]), (10, [1, 1])])
 def test_top_probability_reveals_so_many_tokens_a_call(per_step, calls):
     rows = keyed([{"input_ids": [5] * 8, "fixed": [0] * 8}, {"input_ids": [5] * 8, "fixed": [1, 0] * 3 + [1, 1]}])
@@ -244,6 +341,9 @@ def certain_of(*p: float) -> AlwaysSays:
         ({"order": "entropy"}, [[1], [2], [0]]),
         ({"threshold": 0.57}, [[1, 2], [0]]),
         ({"factor": 1.3}, [[1, 2], [0]]),
+        ({"block_length": 1}, [[0], [1], [2]]),
+        ({"block_length": 1, "tokens_per_step": 2}, [[0], [1], [2]]),
+        ({"gumbel": 1e-9}, [[1], [2], [0]]),
     ],
     ids=str,
 )
@@ -310,7 +410,7 @@ def test_the_trace_replays_from_the_template_to_the_answer(cls):
         start = batch["input_ids"][i, : predictions["lengths"][i]].tolist()
         states = list(replay(row["trace"], start))
         assert states[-1] == row["ids"]
-        assert len(states) == 1 + row["n_calls"]
+        assert len(states) == 1 + row["n_calls"] or cls is MDLMReMDMPredictor
         assert all(0 < event["probability"] <= 1 for event in row["trace"])
 
 
@@ -334,13 +434,25 @@ def test_another_key_gives_another_sample():
 
 REFUSED: list[tuple[type[MDLMPredictor], str, Any]] = [
     (MDLMAncestralPredictor, "steps", 0),
+    (MDLMReMDMPredictor, "steps", 0),
+    (MDLMReMDMPredictor, "eta", -0.1),
+    (MDLMReMDMPredictor, "eta", 1.1),
+    (MDLMTopProbabilityPredictor, "gumbel", -1.0),
+    (MDLMTopProbabilityPredictor, "block_length", 0),
     (MDLMTopProbabilityPredictor, "tokens_per_step", 0),
     (MDLMTopProbabilityPredictor, "threshold", 2.0),
     (MDLMTopProbabilityPredictor, "factor", -1.0),
     *(
         (cls, name, value)
         for cls in CLASSES
-        for name, value in (("temperature", -1.0), ("top_p", 0.0), ("top_k", 0), ("min_new_tokens", -1), ("stop", ""))
+        for name, value in (
+            ("temperature", -1.0),
+            ("top_p", 0.0),
+            ("top_k", 0),
+            ("min_new_tokens", -1),
+            ("stop", ""),
+            ("guidance", -1.0),
+        )
     ),
 ]
 
@@ -351,9 +463,26 @@ def test_an_option_outside_its_range_is_refused_by_its_key(cls: Callable[..., An
         build(cls, AlwaysSays([4]), **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("cls", "options", "label"),
+    [
+        (MDLMFirstHittingPredictor, {}, "exact: the reverse process"),
+        (MDLMAncestralPredictor, {}, "exact for T steps: "),
+        (MDLMReMDMPredictor, {"strategy": "rescale", "eta": 0.5}, "exact for T steps: "),
+        (MDLMReMDMPredictor, {"strategy": "confidence"}, "approximate: "),
+        (MDLMTopProbabilityPredictor, {"threshold": 0.9, "block_length": 4}, "exact: a law of its own"),
+        (MDLMTopProbabilityPredictor, {"order": "random"}, "exact: the mean of the chain rule over all orders$"),
+        (MDLMTopProbabilityPredictor, {"order": "random", "block_length": 4}, "exact: .* blocks"),
+        (MDLMTopProbabilityPredictor, {"order": "random", "tokens_per_step": 2}, "approximate: "),
+        (MDLMTopProbabilityPredictor, {"gumbel": 0.5}, "approximate: "),
+    ],
+)
+def test_every_sampler_says_its_law(cls, options, label):
+    assert re.match(label, build(cls, AlwaysSays([4]), **options).law)
+
+
 @pytest.mark.parametrize("cls", CLASSES)
-def test_every_sampler_says_its_law_and_gives_back_its_schedule(cls):
+def test_every_sampler_gives_back_its_schedule(cls):
     schedule = CosineSchedule()
-    assert cls.law
     options = {} if cls is MDLMTopProbabilityPredictor else {"noise_schedule": schedule}
     assert build(cls, AlwaysSays([4]), **options).noise_schedule is (schedule if options else None)
