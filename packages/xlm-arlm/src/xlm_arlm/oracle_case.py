@@ -39,6 +39,7 @@ NO_CONTROL_TOKENS = "nothing is generated that the likelihood leaves out"
 ROWS_ALONE = "a prediction does not depend on its batch"
 CACHED_IDS = "cached decoding draws the ids of recomputation"
 CACHED_LOGITS = "cached decoding gives the logits of recomputation, in the predictor"
+CACHED_STATES = "cached decoding gives the logits of recomputation, in the network"
 WINDOWS_MASS = "the probabilities of all windows sum to 1"
 TEXTS_MASS = "the probabilities of all texts and of going on sum to 1"
 TABLE_COST = "the likelihood of a text is -log of its table's p, whatever the sampler's options"
@@ -75,7 +76,7 @@ def case() -> OracleCase:
         ROWS_ALONE: _rows_stand_alone,
         CACHED_IDS: _cached_ids,
         CACHED_LOGITS: _cached_probabilities,
-        "cached decoding gives the logits of recomputation, in the network": _cached_logits,
+        CACHED_STATES: _cached_logits,
         WINDOWS_MASS: _windows_mass,
         TEXTS_MASS: _texts_mass,
         TABLE_COST: _table_cost,
@@ -442,6 +443,11 @@ def mutations() -> list[Mutation]:
         Mutation("the prompt holds the answer", {f"{parts}._left_padded_prompts": faults.with_answer}, ANSWERS_UNSEEN),
         Mutation("the causal mask is missing", {"xlm_arlm.model.Block.forward": faults.not_causal}, NO_LEAK),
         Mutation(
+            "positions begin anew behind the cache",
+            {"xlm_arlm.model.rotary_table": faults.from_zero},
+            CACHED_STATES,
+        ),
+        Mutation(
             "the position behind the cache is one too far",
             {f"{sample}._Running.read": faults.one_too_far},
             CACHED_LOGITS,
@@ -457,6 +463,11 @@ def mutations() -> list[Mutation]:
         Mutation("one random number serves all tokens of a row", {f"{sample}.uniforms": faults.one_number}, TABLE_LAW),
         Mutation("noise is keyed by the place in the batch", {f"{sample}.uniforms": faults.keyed_by_batch}, ROWS_ALONE),
         Mutation("top-p drops the token that crosses p", {"xlm.sampling.keep_top_p": faults.less_than_p}, top_p),
+        Mutation(
+            "top-k counts tokens that are never drawn",
+            {"xlm.sampling.keep_top_k": faults.counting_control},
+            NEUTRAL_FILTERS,
+        ),
         Mutation("top-k keeps one token less", {"xlm.sampling.keep_top_k": faults.one_less}, options_law(TOP_K)),
         Mutation(
             "min-p comes before the temperature", {f"{sample}.TokenFilter": faults.min_p_first}, options_law(HEATED)

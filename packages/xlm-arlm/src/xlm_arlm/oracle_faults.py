@@ -120,6 +120,11 @@ def not_causal(forward: Any) -> Any:
     return lambda self, x, rotary, mask=None, *, causal=False, cache=None: forward(self, x, rotary, mask, cache=cache)
 
 
+def from_zero(rotary_table: Any) -> Any:
+    """Each call counts positions from its own first one."""
+    return lambda positions, head_dim: rotary_table(positions - positions[:, :1], head_dim)
+
+
 # The predictor
 
 
@@ -190,6 +195,11 @@ def less_than_p(keep_top_p: Any) -> Any:
 def one_less(keep_top_k: Any) -> Any:
     """One token less is kept."""
     return lambda logits, k: keep_top_k(logits, None if k is None else k - 1)
+
+
+def counting_control(keep_top_k: Any) -> Any:
+    """Pad, mask, begin and another one take places."""
+    return lambda logits, k: keep_top_k(logits, None if k is None else max(1, k - 4))
 
 
 def min_p_first(token_filter: Any) -> Any:

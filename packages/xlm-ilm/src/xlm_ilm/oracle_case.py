@@ -56,7 +56,7 @@ BOUND = "the bound is the mean over numbers and sets of missing tokens"
 TIGHTER = "the bound from two orders is that of enumeration, between the bound and -log p"
 OWN_COST = "the likelihood is the model's, whatever the sampler's options"
 LOSS_BOUND = "the loss's estimate of -log p has the bound as its mean"
-ABOVE = "that mean is not below -log p, the sum over all orders"
+ABOVE = "the mean of the loss's estimate is not below -log p, the sum over all orders"
 FORMULA = "the loss is the dense formula, row by row"
 STATIONARY = "the expected loss is stationary at the exact network"
 ADDS_UP = "the loss adds up over texts of unequal length"
@@ -65,6 +65,9 @@ UNIFORM = "how many tokens are missing is uniform, and so is which"
 SPREAD = "numbers of missing tokens are spread several times more evenly than independent ones"
 NO_LEAK = "no input says what is missing"
 ANSWERS_UNSEEN = "inputs to complete do not depend on the answer"
+BOUND_ALONE = "a bound does not depend on its batch"
+ORDERS_ALONE = "a bound from orders does not depend on its batch"
+PADDING = "padding changes neither a logit nor p_stop"
 PLACES = "where tokens stand in memory changes nothing"
 
 
@@ -97,8 +100,8 @@ def case() -> OracleCase:
         TIGHTER: _two_orders,
         "every order of the exact network gives -log of its table": _exact_orders,
         "the bound of the exact network is its table's entropy": _exact_bound,
-        "a bound does not depend on its batch": partial(_costs_stand_alone, "bound"),
-        "a bound from orders does not depend on its batch": partial(_costs_stand_alone, "orders"),
+        BOUND_ALONE: partial(_costs_stand_alone, "bound"),
+        ORDERS_ALONE: partial(_costs_stand_alone, "orders"),
         OWN_COST: _own_cost,
         LOSS_BOUND: _loss_bound,
         ABOVE: _above,
@@ -112,7 +115,7 @@ def case() -> OracleCase:
         NO_LEAK: _nothing_leaks,
         ANSWERS_UNSEEN: _answers_unseen,
         PLACES: _places,
-        "padding changes neither a logit nor p_stop": _padding,
+        PADDING: _padding,
     }
     return OracleCase([Oracle(name, measure) for name, measure in measures.items()], mutations())
 
@@ -439,7 +442,8 @@ def _exact_bound() -> Measured:
 
 
 def _costs_stand_alone(likelihood: str) -> Measured:
-    return oracles.likelihoods_stand_alone(sampler(network(), likelihood=likelihood), _pairs(), _seq2seq_examples())
+    pairs = factories.seq2seq_examples([3, 6, 0, 1, 2], [4, 5, 3, 0, 5], n_letters=4)
+    return oracles.likelihoods_stand_alone(sampler(network(), likelihood=likelihood), _pairs(), pairs)
 
 
 def _own_cost() -> Measured:
@@ -642,6 +646,7 @@ def mutations() -> list[Mutation]:
             ANSWERS_UNSEEN,
         ),
         ("positions are ignored", "xlm_ilm.model.ILMTransformer.read", faults.by_column, PLACES),
+        ("padding is seen", "xlm_ilm.model.visible_to", faults.all_seen, PADDING),
         ("the stop head is not asked", f"{predict}._stops", faults.never, TABLE_LAW),
         ("texts stop with the probability to go on", f"{predict}._stops", faults.opposite, RECURSION),
         ("a threshold is drawn, too", f"{predict}._stops", faults.always_drawn, THRESHOLD),
@@ -662,6 +667,8 @@ def mutations() -> list[Mutation]:
         ("top-k keeps one token less", "xlm.sampling.keep_top_k", faults.one_token_less, TOP_K),
         ("log L! is left out of the bound", f"{sample}.insertion_bound", faults.of_one_order, BOUND),
         ("log L! is left out of the orders' sum", f"{sample}.order_bound", faults.of_one_order, ORDERS),
+        ("a bound's noise is keyed by the batch", "xlm.likelihood.uniforms", faults.keyed_by_batch, BOUND_ALONE),
+        ("orders are keyed by the batch", "xlm_ilm.predictor.likelihood.uniforms", faults.keyed_by_batch, ORDERS_ALONE),
         ("going on is left out of the likelihood", cost, faults.certain("log_continue"), BOUND),
         ("stopping is left out of the likelihood", cost, faults.certain("log_stop"), MASS),
         ("orders are averaged after the logarithm", f"{sample}.order_bound", faults.mean_of_logs, TIGHTER),

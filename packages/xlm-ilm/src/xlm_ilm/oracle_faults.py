@@ -160,6 +160,11 @@ def by_column(read: Any) -> Any:
     return lambda self, input_ids, attention_mask=None, *, positions=None: read(self, input_ids, attention_mask)
 
 
+def all_seen(_: Any) -> Any:
+    """No attention mask."""
+    return lambda *args, **options: None
+
+
 # The predictor
 
 
