@@ -29,7 +29,7 @@ def composed(*overrides: str) -> Any:
 def nodes() -> dict[str, Any]:
     config = composed()
     parts = {name: config[name] for name in ("model", "loss")} | dict(config.collators)
-    return parts | {"predictor": composed().predictor}
+    return parts | {name: composed(f"predictor={name}").predictor for name in ("mlm", "mlm_remdm")}
 
 
 def test_the_family_has_a_collator_for_every_role_and_no_noise_schedule():
@@ -70,10 +70,11 @@ OPTIONS: list[list[str]] = [
     BERT,
     ["predictor.order=margin", "predictor.threshold=0.9", "predictor.stop=[ab]", "predictor.min_new_tokens=2"],
     ["predictor.order=entropy", "predictor.gumbel=0.5", "predictor.likelihood=pseudo"],
+    ["predictor=mlm_remdm", "predictor.steps=4"],
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["defaults", "bert", "threshold", "gumbel"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["defaults", "bert", "threshold", "gumbel", "remdm"])
 def test_the_parts_fit_one_another(options):
     config = composed(*options)
     context = dict(CONTEXT)

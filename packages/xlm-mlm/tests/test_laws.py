@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from xlm.testing.factories import keyed, tiny_tokenizer, unconditional_examples
-from xlm.testing.laws import any_order_law, chi_square
+from xlm.testing.laws import ancestral_law, any_order_law, chi_square, remasking_law
 from xlm.testing.toy import ExactDenoiser, InconsistentDenoiser, entropy, random_table
 from xlm_mlm.collator import (
     MLMCollator,
@@ -16,7 +16,7 @@ from xlm_mlm.collator import (
     MLMSeq2SeqPredictionCollator,
     MLMUnconditionalCollator,
 )
-from xlm_mlm.predictor import MLMPredictor
+from xlm_mlm.predictor import MLMPredictor, MLMReMDMPredictor
 
 TOKENIZER = tiny_tokenizer(n_letters=4)
 LETTERS = [4, 5, 6, 7]
@@ -32,6 +32,7 @@ SCHEDULES: list[dict[str, Any]] = [
     {"tokens_per_step": 3},
     {"threshold": 0.5},
     {"factor": 1.4},
+    {"block_length": 2, "tokens_per_step": 2},
 ]
 
 
@@ -66,6 +67,19 @@ def test_one_token_a_call_in_random_order_follows_the_models_p(options):
 def test_samples_of_an_inconsistent_network_follow_the_mean_over_orders():
     model = inconsistent()
     assert chi_square(counts(build(model)), any_order_law(model)) > LEAST_P
+
+
+def test_a_random_order_in_blocks_follows_the_mean_over_the_orders_that_keep_to_them():
+    model = inconsistent()
+    assert chi_square(counts(build(model, block_length=2)), any_order_law(model, block_length=2)) > LEAST_P
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4])
+def test_remasking_follows_the_law_of_the_t_step_process_and_without_eta_that_of_ancestral_sampling(eta):
+    model, rates = inconsistent(), [1.0, 0.75, 0.5, 0.25, 0.0]
+    law = remasking_law(model, rates, [eta, eta, min(eta, 0.25 / 0.5), 0.0]) if eta else ancestral_law(model, rates)
+    predictor = MLMReMDMPredictor(model=model, tokenizer=TOKENIZER, steps=4, strategy="cap", eta=eta)
+    assert chi_square(counts(predictor), law) > LEAST_P
 
 
 def test_several_tokens_a_call_have_another_law():

@@ -27,7 +27,7 @@ from xlm_mlm.collator import (
     MLMUnconditionalCollator,
 )
 from xlm_mlm.model import MLMTransformer
-from xlm_mlm.predictor import MLMPredictor
+from xlm_mlm.predictor import MLMPredictor, MLMReMDMPredictor
 
 TOKENIZER = tiny_tokenizer()
 PAD, MASK, EOS = 0, 1, 3
@@ -41,6 +41,7 @@ SAMPLERS: list[dict[str, Any]] = [
     {"order": "margin", "gumbel": 0.5},
     {"order": "entropy", "threshold": 0.5},
     {"factor": 1.0},
+    {"block_length": 1},
 ]
 
 
@@ -55,6 +56,10 @@ def network() -> MLMTransformer:
 
 def build(model: Any = None, **options: Any) -> MLMPredictor:
     return MLMPredictor(model=network() if model is None else model, tokenizer=TOKENIZER, **options)
+
+
+def remdm(model: Any = None, **options: Any) -> MLMReMDMPredictor:
+    return MLMReMDMPredictor(model=network() if model is None else model, tokenizer=TOKENIZER, **options)
 
 
 class TestAfterPrompts(PredictorContract):
@@ -82,6 +87,22 @@ class TestThresholdAfterPrompts(TestAfterPrompts):
 
 class TestGumbelAfterPrompts(TestAfterPrompts):
     options: ClassVar = {"order": "entropy", "gumbel": 1.0, "tokens_per_step": 2}
+
+
+class TestBlocksAfterPrompts(TestAfterPrompts):
+    options: ClassVar = {"order": "margin", "block_length": 5, "tokens_per_step": 2}
+
+
+class TestGuidedAfterPrompts(TestAfterPrompts):
+    options: ClassVar = {"order": "margin", "guidance": 1.0}
+
+    def examples(self):
+        return seq2seq_examples([3, 6, 2, 1], [4, 1, 2, 3])
+
+
+class TestReMDMAfterPrompts(TestAfterPrompts):
+    def predictor(self):
+        return remdm(steps=10, eta=0.5)
 
 
 class TestPseudoLikelihoodAfterPrompts(TestAfterPrompts):
@@ -207,6 +228,68 @@ def test_an_empty_prompt_and_one_as_long_as_allowed_are_answered_and_a_longer_on
         PROMPTED(keyed([{"prompt_ids": [4] * 7}]))
 
 
+def test_a_greedy_text_has_an_exact_likelihood_and_every_other_one_an_infinite_cost():
+    predictor = build(AlwaysSays([4] * 4), order="margin", top_k=1)
+    batch = MLMCollator(**NOISY, max_length=4)(keyed([{"input_ids": [4] * 4}, {"input_ids": [4, 4, 5, 4]}]))
+    assert predictor.log_likelihood(batch)["nll"].tolist() == [0, float("inf")]
+
+
+def test_answers_in_blocks_stop_with_the_block_that_holds_eos():
+    batch = MLMUnconditionalCollator(tokenizer=TOKENIZER, max_length=6)(unconditional_examples(2))
+    predictor = build(AlwaysSays([4, EOS, 4, 4, 4, 4]), block_length=2, trace=True)
+    predictions = predictor.predict(batch)
+    assert predictions["ids"].tolist() == [[4]] * 2
+    assert predictions["n_calls"].tolist() == [2, 2]
+    for row in predictor.to_dict(batch, predictions):
+        assert list(replay(row["trace"], [MASK] * 6))[-1] == [4] + [EOS] * 5
+    with pytest.raises(UserError, match=r"a canvas of 6 positions in predictor\.block_length \(4\); fix: use 3"):
+        build(AlwaysSays([4] * 6), block_length=4).predict(batch)
+
+
+def test_guidance_takes_two_calls_a_step_and_needs_something_given():
+    batch = PROMPTED(seq2seq_examples([3, 6, 2, 1] * 10, [1] * 40))
+    for make in (build, remdm):
+        plain, guided = (make(guidance=w, min_new_tokens=5).predict(batch) for w in (0.0, 4.0))
+        assert (guided["ids"] != plain["ids"]).any()
+        assert (guided["n_calls"] % 2 == 0).all()
+    nothing = MLMUnconditionalCollator(tokenizer=TOKENIZER, max_length=6)(unconditional_examples(1))
+    with pytest.raises(UserError, match=r"predictor\.guidance"):
+        build(AlwaysSays([4] * 6), guidance=1.0).predict(nothing)
+
+
+def test_a_pseudo_likelihood_of_a_guided_network_is_refused():
+    with pytest.raises(UserError, match=r"guided network in predictor\.likelihood \(pseudo\)"):
+        build(AlwaysSays([4]), likelihood="pseudo", guidance=1.0)
+
+
+def test_remasking_says_its_law_and_reports_the_bound_of_the_network():
+    batch = MLMCollator(**NOISY, max_length=8)(lm_examples([8] * 3))
+    result = remdm(guidance=1.0, temperature=0.0).log_likelihood(batch, draws=2)
+    assert torch.equal(result["nll"], build().log_likelihood(batch, draws=2)["nll"])
+    assert result["kind"] == "bound"
+    assert remdm(strategy="rescale").law.startswith("exact for T steps")
+    assert remdm(strategy="confidence").law.startswith("approximate")
+    assert build().law.startswith("exact")
+    assert build(gumbel=0.5, order="margin").law.startswith("approximate")
+
+
+def test_remasking_hides_and_reveals_and_never_touches_what_is_given():
+    batch = TEMPLATES(infill_examples([3, 10, 5, 1]))
+    predictor = remdm(steps=30, eta=0.3, trace=True)
+    predictions = predictor.predict(batch)
+    assert {event["action"] for event in predictions["trace"]} == {"reveal", "remask"}
+    for i, row in enumerate(predictor.to_dict(batch, predictions)):
+        given = ~batch["predicted"][i, : len(row["ids"])]
+        assert torch.tensor(row["ids"])[given].tolist() == batch["input_ids"][i, : len(row["ids"])][given].tolist()
+        assert list(replay(row["trace"], batch["input_ids"][i, : len(row["ids"])].tolist()))[-1] == row["ids"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("eta", 1.5), ("guidance", -1.0), ("top_k", 0)])
+def test_an_option_of_remasking_outside_its_range_is_refused_by_its_key(name: str, value: Any):
+    with pytest.raises(UserError, match=rf"predictor\.{name}\b"):
+        remdm(AlwaysSays([4]), **{name: value})
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "estimator"),
     [
@@ -250,8 +333,10 @@ def test_likelihoods_do_not_depend_on_what_the_collator_hid_or_replaced(options)
         ("threshold", 2.0),
         ("factor", -1.0),
         ("gumbel", -1.0),
+        ("block_length", 0),
         ("min_new_tokens", -1),
         ("stop", ""),
+        ("guidance", -1.0),
     ],
 )
 def test_an_option_outside_its_range_is_refused_by_its_key(name: str, value: Any):

@@ -98,6 +98,11 @@ class TestConditionedFirstHittingAfterPrompts(PromptedContract):
         return build(MDLMFirstHittingPredictor, network(condition_on_mask_rate=True))
 
 
+class TestConditionedReMDMAfterPrompts(PromptedContract):
+    def predictor(self):
+        return build(MDLMReMDMPredictor, network(condition_on_mask_rate=True), steps=10, eta=0.5)
+
+
 class TestFirstHittingCompletions(PromptedContract):
     cls = MDLMFirstHittingPredictor
 
@@ -388,6 +393,16 @@ def test_ancestral_tells_the_mask_rate_of_the_state():
     model = AlwaysSays([4] * 10)
     batch = MDLMUnconditionalCollator(tokenizer=TOKENIZER, max_length=10)(unconditional_examples(50))
     build(MDLMAncestralPredictor, model, noise_schedule=CosineSchedule(), steps=4).predict(batch)
+    expected = CosineSchedule().mask_rate(torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64))
+    for u, rate, ids in zip(model.mask_rates, expected, model.calls, strict=True):
+        assert (u == rate).all()
+        assert float((ids == MASK).double().mean()) == pytest.approx(float(rate), abs=0.1)
+
+
+def test_remasking_tells_the_mask_rate_of_the_step():
+    model = AlwaysSays([4] * 10)
+    batch = MDLMUnconditionalCollator(tokenizer=TOKENIZER, max_length=10)(unconditional_examples(50))
+    build(MDLMReMDMPredictor, model, noise_schedule=CosineSchedule(), steps=4, eta=0.5).predict(batch)
     expected = CosineSchedule().mask_rate(torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64))
     for u, rate, ids in zip(model.mask_rates, expected, model.calls, strict=True):
         assert (u == rate).all()
