@@ -76,7 +76,7 @@ class Mutation:
     """
 
     fault: str
-    changes: dict[str, Callable[[Any], Any]]
+    changes: Mapping[str, Callable[[Any], Any]]
     caught_by: str
 
     @contextmanager
