@@ -145,9 +145,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(tags=["full"])
 def docs(session: nox.Session) -> None:
-    """Build the documentation into site/, where a broken link is an error."""
+    """Build the documentation into site/, where a broken link is an error. Not --quiet: --strict counts what is said."""
     sync(session, "--only-group=docs")
-    session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(tags=["full"])

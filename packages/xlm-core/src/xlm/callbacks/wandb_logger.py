@@ -41,7 +41,8 @@ class QuietWandbLogger(WandbLogger):
         settings = Settings(silent=True)
         where = os.fspath(save_dir)
         super().__init__(name=name, save_dir=where, project=project, entity=entity, offline=offline, settings=settings)
-        self._wandb_init.pop("anonymous", None)  # of no effect, but warned about
+        for key in ("anonymous", "resume") if offline else ("anonymous",):  # of no effect, but warned about
+            self._wandb_init.pop(key, None)
 
     @property
     def experiment(self) -> Any:
