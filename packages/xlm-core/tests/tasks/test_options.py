@@ -11,6 +11,7 @@ from xlm.config.validation import validate
 from xlm.data.datamodule import DataModule
 from xlm.instantiate import construct
 from xlm.tasks.sudoku import solutions
+from xlm.tasks.sudoku_difficulty import DIFFICULTIES
 
 OPTIONS = Path(xlm.__file__).parent / "configs" / "lightning_train"
 PUZZLES = ["sudoku_4x4", "sudoku_6x6", "sudoku_9x9"]
@@ -73,7 +74,9 @@ def test_every_dataset_manager_can_be_added_to_another_run_with_its_own_settings
     assert alone.name == "added"
     assert "test" in {getattr(alone.source, "split", "test"), getattr(alone.source, "arguments", {}).get("split")}
     if option.startswith("sudoku"):
-        assert alone.source.size == int(option.split("_")[1].partition("x")[0])
+        name = option.split("_")[1]
+        assert alone.source.size == (9 if name in DIFFICULTIES else int(name.partition("x")[0]))
+        assert alone.source.difficulty == (name if name in DIFFICULTIES else None)
 
 
 @pytest.mark.parametrize("option", sorted({*options("tokenizer")} - {"pretrained"}))
@@ -167,7 +170,7 @@ def test_the_vocabulary_has_everything_that_other_splits_need(option, tmp_path):
             {"document": "line", "pattern": "*.md", "errors": "replace", "val_fraction": 0.2, "test_fraction": 0.3},
         ),
         ("stdlib", {"max_bytes": 50_000, "val_fraction": 0.2, "test_fraction": 0.3}),
-        ("sudoku_4x4", {"clues": [7, 8]}),
+        ("sudoku_4x4", {"clues": [7, 8], "difficulty": "medium"}),
         ("n_queens", {"size": 6, "clues": [2, 2]}),
         ("graph_colouring", {"nodes": 5, "edges": 4, "colours": 2}),
         ("hmm", {"n_symbols": 3, "stay": 0.8, "noise": 0.2}),
@@ -243,6 +246,13 @@ def test_all_puzzles_of_a_data_module_have_the_size_of_its_name(option):
     assert (data.max_prompt_length, data.max_target_length) == (size**2, size**2 + 1)
     sizes = {manager.source.size for split in ("train", "val", "test") for manager in data.managers(split)}
     assert sizes == {size}
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_all_puzzles_of_a_data_module_have_the_difficulty_of_its_name(difficulty):
+    data = construct(compose([f"datamodule=sudoku_{difficulty}"]).datamodule)
+    sources = [manager.source for split in ("train", "val", "test") for manager in data.managers(split)]
+    assert {(source.size, source.difficulty, source.clues) for source in sources} == {(9, difficulty, sources[0].clues)}
 
 
 @pytest.mark.parametrize("option", ["star_easy", "star_medium", "star_hard"])

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from xlm.errors import UserError
 from xlm.tasks.splits import SPLITS, check_source, distinct, in_split
+from xlm.tasks.sudoku_difficulty import DIFFICULTIES, difficulties
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 """Rows and columns of a box, for each size of the grid."""
@@ -42,6 +43,7 @@ class Sudoku:
         size: Cells in a row: 4, 6 or 9.
         n: Number of puzzles; fewer are the beginning of more.
         clues: Fewest and most clues of a puzzle, each count equally likely; null for the size's default.
+        difficulty: easy, medium or hard, puzzles that ``xlm.tasks.sudoku_difficulty`` says are so; null for any.
         any_cell: Give no cell away in ``fixed``: a model that fills in then learns grids from every subset of cells,
             not from these puzzles' clues alone, and solves more of the puzzles that it has not seen.
         seed: Chooses the patterns and the puzzles. It is the data set's own, not the run's.
@@ -54,6 +56,7 @@ class Sudoku:
         size: int = 9,
         n: int = 1000,
         clues: Sequence[int] | None = None,
+        difficulty: str | None = None,
         any_cell: bool = False,
         seed: int = 0,
     ) -> None:
@@ -68,8 +71,11 @@ class Sudoku:
                 value=clues,
                 fix=f"for example clues={list(_DEFAULT_CLUES[size])}",
             )
+        if difficulty is not None and difficulty not in DIFFICULTIES:
+            fix = f"use one of {', '.join(DIFFICULTIES)}, or null"
+            raise UserError("is no difficulty", where="source.difficulty", value=difficulty, fix=fix)
         self.split, self.size, self.n, self.clues, self.seed = split, size, n, (fewest, most), seed
-        self.any_cell = any_cell
+        self.difficulty, self.any_cell = difficulty, any_cell
 
     def render(self, text: str) -> str:
         """The grid drawn with its boxes, for people; a text that is no whole grid stays as it is."""
@@ -82,7 +88,8 @@ class Sudoku:
         ``prompt`` is the puzzle with ``.`` where it is not.
         """
         rng = np.random.default_rng([self.seed, self.size, SPLITS.index(self.split)])
-        puzzles = distinct(lambda: self._draw(rng), self.n, widen="source.clues")
+        widen = "source.clues" if self.difficulty is None else "source.clues or source.difficulty"
+        puzzles = distinct(lambda: self._draw(rng), self.n, widen=widen)
         rows = [_row(puzzle, solution) for puzzle, solution in puzzles]
         return [{**row, "fixed": "0" * self.size**2} for row in rows] if self.any_cell else rows
 
@@ -96,7 +103,11 @@ class Sudoku:
         grids, given = grids[keep], given[keep]
         fewest, most = self.clues
         given = _add_clues(rng, given, fewest + _below(rng, most - fewest + 1, (len(given),)))
-        return zip(_strings(np.where(given, grids, 0)), _strings(grids), strict=True)
+        puzzles = np.where(given, grids, 0)
+        if self.difficulty is not None:
+            keep = difficulties(puzzles, np.array(_units(self.size))) == DIFFICULTIES.index(self.difficulty)
+            puzzles, grids = puzzles[keep], grids[keep]
+        return zip(_strings(puzzles), _strings(grids), strict=True)
 
 
 def _patterns(
