@@ -145,7 +145,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(tags=["full"])
 def docs(session: nox.Session) -> None:
-    """Build the documentation into site/, where a broken link is an error. Not --quiet: --strict counts what is said."""
+    """Build the documentation into site/; a broken link is an error. Not --quiet: --strict counts what is said."""
     sync(session, "--only-group=docs")
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
