@@ -32,6 +32,7 @@ def python(code, **env):
         "from xlm.cli import main; main(['info'])",
         "from xlm.cli import main; main(['compare', '--help'])",
         "from xlm.cli import main; main(['compare', 'runs=[nowhere]'])",
+        "from xlm.cli import main; main(['replay', 'file=o.jsonl'])",
         "from xlm.cli import main; main(['trian'])",
     ],
 )

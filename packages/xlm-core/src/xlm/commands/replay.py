@@ -65,12 +65,12 @@ class Frame:
 
 def run(words: Sequence[str]) -> int:
     """Read the row, and play it."""
+    options = _options(words)
     from rich.console import Console
 
     from xlm.config.runs import find_run
     from xlm.data import tokenizers
 
-    options = _options(words)
     row, title = read_row(options.file, options.row)
     tokenizer = tokenizers.load(find_run(options.checkpoint, where="checkpoint") / "tokenizer")
     _check(row, tokenizer, options)
