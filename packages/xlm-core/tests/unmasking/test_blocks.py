@@ -172,7 +172,7 @@ def test_a_text_that_goes_on_after_the_block_in_which_it_ended_cannot_be():
     assert nll[~goes_on].isfinite().all()
 
 
-@pytest.mark.parametrize(("size", "length", "fits"), [(6, 4, 3), (7, 3, 1), (6, 12, 6)])
+@pytest.mark.parametrize(("size", "length", "fits"), [(6, 4, 3), (7, 3, 1), (7, 5, 7), (6, 12, 6)])
 def test_blocks_that_do_not_fill_a_canvas_are_refused_before_any_call_naming_one_that_fits(size, length, fits):
     model = Says([0.5] * size)
     message = rf"does not divide a canvas of {size} positions in predictor\.block_length \({length}\); fix: use {fits}$"

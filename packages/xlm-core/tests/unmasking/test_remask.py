@@ -107,7 +107,7 @@ def test_three_steps_by_confidence_follow_their_law():
     """What is visible after the first step was drawn when nothing was, so its psi is known; the third hides nothing."""
     model = InconsistentDenoiser(token_ids=[4, 5, 6, 7], vocab_size=8)
     denoiser, batch = Denoiser(model, TOKENIZER), canvases(DRAWS, 4)
-    rates = [1.0, 0.75, 0.4, 0.0]
+    rates = [1.0, 0.4, 0.4, 0.0]
     remasking = Remasking("confidence", 1.0)
     ids, _ = fill_by_remasking(denoiser, batch, torch.tensor(rates[:3]).double(), remasking, PLAIN, None)
     patterns = digits(5, 4)
@@ -115,9 +115,19 @@ def test_three_steps_by_confidence_follow_their_law():
     psi = first[torch.arange(4), patterns]
     share = (-psi).exp() * (patterns < 4)
     share = share / share.sum(1, keepdim=True).clamp_min(1e-300)
-    law = remasking_law(model, rates, [0.0, min(1.0, 0.4 / 0.25) * share, 0.0])
+    law = remasking_law(model, rates, [0.0, 0.4 / 0.6 * share, 0.0])
     assert chi_square(model.count(ids), law) > LEAST_P
     assert chi_square(model.count(ids), ancestral_law(model, rates)) < 1e-4
+
+
+def test_confidence_hides_more_probably_what_was_less_probable_when_drawn():
+    psi, revealed = torch.tensor([[0.9, 0.1, 0.5, 0.3]]).double(), torch.tensor([[True, True, False, False]])
+    found = Remasking("confidence", 0.5).chances(0.6, 0.3, revealed, psi)
+    weights = [math.exp(-0.9), math.exp(-0.1)]
+    expected = [0.5 * (0.3 / 0.4) * weight / sum(weights) for weight in weights]
+    assert found[0].tolist() == pytest.approx([*expected, 0.0, 0.0])
+    nothing = Remasking("confidence", 0.5).chances(0.6, 0.3, torch.zeros_like(revealed), psi)
+    assert nothing.tolist() == [[0.0] * 4]
 
 
 @pytest.mark.parametrize("strategy", ["cap", "rescale", "confidence"])

@@ -24,7 +24,7 @@ def check_blocks(batch: Mapping[str, Any], block_length: int) -> None:
     unfilled = [size for size in sizes if size % block_length]
     if unfilled:
         common = math.gcd(*sizes)
-        fits = max(n for n in range(1, min(block_length, common) + 1) if common % n == 0)
+        fits = min((n for n in range(1, common + 1) if common % n == 0), key=lambda n: abs(n - block_length))
         what = f"does not divide a canvas of {unfilled[0]} positions"
         raise UserError(what, where="predictor.block_length", value=block_length, fix=f"use {fits}")
 
