@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from xlm.data.datamodule import DataModule
+from xlm.data.managers import DatasetManager
 from xlm.data.tables import Hub, TableFiles, Template
+from xlm.data.tokenizers import ByteTokenizer
 from xlm.errors import UserError
 
 PAIRS = {"prompt": "{q}", "target": "{a}"}
@@ -122,6 +127,65 @@ def test_parquet_reads_the_columns_that_are_asked_for_and_names_those_that_are_t
         TableFiles(path=str(tmp_path / "c.parquet"), text="{q}").rows()
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (b"bytes", "bytes"),
+        (datetime(2026, 1, 1), "datetime"),
+        (Decimal("1.5"), "Decimal"),
+        ({"a": "x"}, "dict"),
+        (["x"], "list"),
+        (0.5, "float"),
+        (True, "bool"),
+    ],
+)
+def test_a_column_of_parquet_that_is_no_text_is_named_with_its_type(tmp_path, value, found):
+    path = parquet_file(tmp_path / "a.parquet", q=["x", "y"], a=[value, value])
+    with pytest.raises(UserError, match=rf"has {found} instead of text in column 'a' in .*row 0"):
+        TableFiles(path=path, **PAIRS).rows()
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_column_that_is_renamed_in_a_later_file_is_named_with_the_file_and_its_columns(tmp_path, ending):
+    for name, column in (("a", "text"), ("b", "body")):
+        path = tmp_path / f"{name}{ending}"
+        if ending == ".parquet":
+            parquet_file(path, **{column: ["x"]})
+        else:
+            path.write_text(f"{column}\nx\n" if ending == ".csv" else json.dumps({column: "x"}))
+    with pytest.raises(UserError, match=rf"has no column 'text' in .*b\{ending}.*columns: body"):
+        TableFiles(path=str(tmp_path)).rows()
+
+
+@pytest.mark.parametrize("content", ["", "\n", "text\n", "\ufefftext\r\n"])
+def test_a_table_without_rows_or_without_anything_is_refused(file, content):
+    with pytest.raises(UserError, match="holds no rows"):
+        TableFiles(path=file(content, "a.csv")).rows()
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column_and_other_encodings_are_named(file, tmp_path):
+    assert TableFiles(path=file("\ufefftext\nx\n", "a.csv")).rows() == [{"text": "x"}]
+    (tmp_path / "b.csv").write_bytes("text\né\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"is not UTF-8: byte 0xe9 at offset 5 in .*b\.csv"):
+        TableFiles(path=str(tmp_path / "b.csv")).rows()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_too_few_rows_leave_a_split_empty_and_the_data_set_is_named(file, tmp_path, split):
+    source = TableFiles(path=file('{"text": "one"}\n{"text": "two"}', "a.jsonl"), split=split)
+    assert source.rows() == []
+    data = DataModule(
+        dataset_managers={split: {"texts": DatasetManager(source=source, kind="loss", roles=["lm"])}},
+        global_batch_size=1,
+        max_length=4,
+        event_space="open",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    data.prepare(ByteTokenizer())
+    with pytest.raises(UserError, match=rf"the data set {split}\.texts is empty"):
+        data.bind({"lm": lambda: None})
+
+
 def test_a_folder_gives_its_files_of_that_kind_in_the_order_of_their_names(file, tmp_path):
     for name in ("b", "a"):
         file(f'{{"text": "{name}"}}', f"{name}.jsonl")
@@ -217,3 +281,32 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_then_the_cache(repository,
     assert not datasets.config.HF_HUB_OFFLINE
     monkeypatch.setattr(datasets, "load_dataset", cached)
     assert Hub(name="nobody/cached").rows() == [{"text": "nobody/cached"}]
+
+
+def test_offline_by_choice_the_hub_is_not_asked_and_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
+    import datasets
+    import huggingface_hub
+
+    def no_question(self: object, name: str, timeout: float) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", no_question)
+    with pytest.raises(UserError, match=r"nothing is cached .*source\.name \(nobody/nothing\); fix: connect"):
+        Hub(name="nobody/nothing").rows()
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone", "half written"])
+def test_a_damaged_cache_of_the_datasets_library_is_named_with_its_folder(repository, tmp_path, damage):
+    Hub(name=repository).rows()
+    (arrow,) = (tmp_path / "cache").rglob("*train*.arrow")
+    if damage == "truncated":
+        arrow.write_bytes(arrow.read_bytes()[:40])
+    elif damage == "gone":
+        arrow.unlink()
+    else:
+        (arrow.parent / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=r"is damaged .*source\.name .*fix: delete the data set's folder in .*cache"):
+        Hub(name=repository).rows()

@@ -288,8 +288,9 @@ class Hub(Table):
             yield f"{self.name}, row {number}", row
 
     def _load(self) -> Any:
-        from datasets import load_dataset
+        from datasets import config, load_dataset
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from pyarrow import ArrowException
 
         def refuse(what: str, error: Exception, fix: str) -> UserError:
             return UserError(f"{what} ({str(error).splitlines()[0]})", where="source.name", value=self.name, fix=fix)
@@ -301,6 +302,10 @@ class Hub(Table):
             fix = "connect to the network once, or give files of your own"
             raise refuse("the Hub cannot be reached and nothing is cached", error, fix) from error
         except (FileNotFoundError, ValueError, RuntimeError) as error:
+            cache = str(config.HF_DATASETS_CACHE)
+            if isinstance(error, (ArrowException, json.JSONDecodeError)) or cache in str(error):
+                fix = f"delete the data set's folder in {cache}"
+                raise refuse("the cache of the datasets library is damaged", error, fix) from error
             raise refuse(
                 "no such data set, configuration or split", error, "correct name, config or hub_split"
             ) from error
