@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+from xlm.testing.devices import DeviceContract, sudoku
+
+
+class TestDevices(DeviceContract):
+    overrides = sudoku("ilm")
