@@ -35,7 +35,7 @@ def show_results(results: Mapping[str, Mapping[str, Any]], console: Console | No
         found = {name: values[key] for name, values in results.items() if key in values}
         parts = sorted({part for values in found.values() for part in values})
         cells = [[part, *(values.get(part) for values in found.values())] for part in parts]
-        show_table(key, ["", *found], cells, console)
+        show_table("", [key, *found], cells, console)
 
 
 def _is_shown(key: str, rows: Mapping[str, Mapping[str, Any]]) -> bool:
