@@ -45,8 +45,8 @@ class LossDict(TypedDict):
     n_tokens: NotRequired[Int[Tensor, " batch"]]
     """Denominator of ``nll``: predicted real tokens of each sequence."""
     masked_nll: NotRequired[Float[Tensor, " batch"]]
-    """Sum of the unweighted cross-entropies of each sequence's hidden tokens, nats. With ``n_masked``, and ``mask_rate``
-    in the batch, evaluations report the mean by mask rate."""
+    """Sum of the unweighted cross-entropies of each sequence's hidden tokens, nats. With ``n_masked``, and
+    ``mask_rate`` in the batch, evaluations report the mean by mask rate."""
     n_masked: NotRequired[Int[Tensor, " batch"]]
     """Hidden tokens of each sequence."""
 

@@ -90,8 +90,9 @@ def costs(rows: Sequence[Mapping[str, Any]], seconds: float) -> str:
     """
     calls, tokens = (sum(row[name] for row in rows) for name in ("n_calls", "n_new_tokens"))
     a_call = f"{_number(tokens / calls)} a call, " if calls else ""
+    texts = f"{len(rows):,} text{'s' if len(rows) > 1 else ''}"
     return (
-        f"{len(rows):,} text{'s' if len(rows) > 1 else ''}, {calls:,} network calls ({_number(calls / len(rows))} a text), "
+        f"{texts}, {calls:,} network calls ({_number(calls / len(rows))} a text), "
         f"{tokens:,} tokens ({a_call}{_number(tokens / seconds)} a second)"
     )
 
