@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from xlm.sampling import TokenFilter
-from xlm.testing import masked
+from xlm.testing.masked import likelihood, samplers
+from xlm.testing.masked.parts import LENGTH, TOKENIZER, VOCAB
 from xlm.testing.oracles import Mutation
 from xlm.unmasking.batch import REVEAL_STREAM
 from xlm.unmasking.fill import TokenRule
@@ -21,30 +22,34 @@ FILL, DENOISER, LIKELIHOOD = "xlm.unmasking.fill", "xlm.unmasking.denoiser", "xl
 def masked_mutations() -> list[Mutation]:
     """Faults of samplers and likelihoods."""
     return [
-        Mutation("the mask token can be generated", {f"{DENOISER}.suppressed_ids": no_ids}, masked.NO_CONTROL_TOKENS),
+        Mutation("the mask token can be generated", {f"{DENOISER}.suppressed_ids": no_ids}, samplers.NO_CONTROL_TOKENS),
         Mutation(
             "probabilities stand where logits belong",
             {f"{DENOISER}.Denoiser.logits": _probabilities},
-            masked.RANDOM_ORDER,
+            samplers.RANDOM_ORDER,
         ),
         Mutation(
-            "the last token is the most probable one", {f"{FILL}.Filling.reveal": _greedy_at_last}, masked.RANDOM_ORDER
+            "the last token is the most probable one",
+            {f"{FILL}.Filling.reveal": _greedy_at_last},
+            samplers.RANDOM_ORDER,
         ),
         Mutation(
             "tokens and order share their random numbers",
             {f"{FILL}.TOKEN_STREAM": lambda _: REVEAL_STREAM},
-            masked.RANDOM_ORDER,
+            samplers.RANDOM_ORDER,
         ),
         Mutation(
-            "noise is keyed by the place in the batch", {f"{FILL}.placed_uniforms": _keyed_by_batch}, masked.ROWS_ALONE
+            "noise is keyed by the place in the batch",
+            {f"{FILL}.placed_uniforms": _keyed_by_batch},
+            samplers.ROWS_ALONE,
         ),
         Mutation(
             "keeping as many tokens as there are drops one",
             {"xlm.sampling.keep_top_k": _one_less},
-            masked.NEUTRAL_FILTERS,
+            samplers.NEUTRAL_FILTERS,
         ),
         Mutation(
-            "hidden sets of all sizes weigh the same", {f"{LIKELIHOOD}.any_order_bound": _unweighted}, masked.BOUND
+            "hidden sets of all sizes weigh the same", {f"{LIKELIHOOD}.any_order_bound": _unweighted}, likelihood.BOUND
         ),
     ]
 
@@ -52,7 +57,7 @@ def masked_mutations() -> list[Mutation]:
 def remasking_mutations(claim: str) -> list[Mutation]:
     """Faults of remasking, for the claim of a sampler that remasks."""
     chances = {"xlm.unmasking.remask.Remasking.chances": _half}
-    return [Mutation("a step hides again half as much as it says", chances, f"{claim}: {masked.HAS_LAW}")]
+    return [Mutation("a step hides again half as much as it says", chances, f"{claim}: {samplers.HAS_LAW}")]
 
 
 def order_mutations(plain: str, heated: str) -> list[Mutation]:
@@ -61,17 +66,17 @@ def order_mutations(plain: str, heated: str) -> list[Mutation]:
         Mutation(
             "the exact likelihood ignores the temperature",
             {f"{LIKELIHOOD}._log_probabilities": _unfiltered},
-            f"{heated}: {masked.HAS_LAW}",
+            f"{heated}: {samplers.HAS_LAW}",
         ),
         Mutation(
             "the exact likelihood takes positions from left to right",
             {f"{LIKELIHOOD}.next_by_rule": _left_to_right},
-            f"{plain}: {masked.HAS_LAW}",
+            f"{plain}: {samplers.HAS_LAW}",
         ),
         Mutation(
             "the exact likelihood sees what it predicts",
             {f"{LIKELIHOOD}.next_by_rule": _unhidden},
-            f"{plain}: {masked.HAS_MASS}",
+            f"{plain}: {samplers.HAS_MASS}",
         ),
     ]
 
@@ -101,7 +106,7 @@ def leaking(call: Any) -> Any:
 def hiding_prompts(call: Any) -> Any:
     """Everything is hidden; of a method that makes a batch from examples and their layout."""
     return lambda self, examples, layout: (
-        call(self, examples, layout) | {"input_ids": torch.full_like(layout.ids, masked.TOKENIZER.mask_token_id)}
+        call(self, examples, layout) | {"input_ids": torch.full_like(layout.ids, TOKENIZER.mask_token_id)}
     )
 
 
@@ -136,7 +141,7 @@ def _probabilities(logits: Any) -> Any:
 def _greedy_at_last(reveal: Any) -> Any:
     def wrong(filling: Any, step: int, *args: Any, **options: Any) -> None:
         drawn = filling.tokens
-        if step == masked.LENGTH - 1:
+        if step == LENGTH - 1:
             filling.tokens = TokenRule(TokenFilter(temperature=0.0))
         reveal(filling, step, *args, **options)
         filling.tokens = drawn
@@ -154,7 +159,7 @@ def _keyed_by_batch(placed_uniforms: Any) -> Any:
 
 
 def _one_less(keep_top_k: Any) -> Any:
-    return lambda logits, k: keep_top_k(logits, None if k is None else k - masked.VOCAB + 1)
+    return lambda logits, k: keep_top_k(logits, None if k is None else k - VOCAB + 1)
 
 
 def _unweighted(any_order_bound: Any) -> Any:
@@ -169,10 +174,6 @@ def _unweighted(any_order_bound: Any) -> Any:
         return any_order_bound(halved, predicted, *args, **options)
 
     return wrong
-
-
-def _none_given(given_tokens: Any) -> Any:
-    return lambda batch: torch.zeros_like(given_tokens(batch))
 
 
 def _half(chances: Any) -> Any:
