@@ -103,6 +103,11 @@ def add_package(short: str, package: str) -> None:
     def mypy(session: nox.Session) -> None:
         sync(session, f"--package={package}", "--group=typing")
         session.run("mypy", f"packages/{package}/src", *session.posargs, env={"PYTHONDONTWRITEBYTECODE": None})
+        if short == "core":  # the package that `xlm scaffold` makes is checked as one
+            with tempfile.TemporaryDirectory(prefix="scaffold-") as folder:
+                session.run("xlm", "scaffold", "my_model", f"output={folder}/xlm-my-model", silent=True)
+                with session.chdir(f"{folder}/xlm-my-model"):
+                    session.run("mypy", "src")
 
     def wheel(session: nox.Session) -> None:
         with tempfile.TemporaryDirectory(prefix=f"{package}-") as folder:
@@ -154,7 +159,8 @@ def docs(session: nox.Session) -> None:
 def workflows(session: nox.Session) -> None:
     """Check the workflows of GitHub Actions: their schema, and what an attacker could do with them."""
     sync(session, "--only-group=workflows")
-    files = [str(path) for path in sorted(ROOT.glob(".github/workflows/*.yml"))]
+    places = (".github/workflows/*.yml", "packages/xlm-core/src/xlm/scaffold/*/.github/workflows/*.yml")
+    files = [str(path) for place in places for path in sorted(ROOT.glob(place))]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
     session.run("zizmor", "--offline", "--quiet", "--persona=pedantic", *files)
 

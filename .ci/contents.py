@@ -33,7 +33,8 @@ def faults(wheel: Path, package: Path) -> list[str]:
 
 def sources(folder: Path) -> set[str]:
     """Every file below a source folder: modules, YAML, py.typed."""
-    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    caches = {"__pycache__", ".ruff_cache"}
+    files = (path for path in folder.rglob("*") if path.is_file() and not caches & set(path.parts))
     return {path.relative_to(folder).as_posix() for path in files}
 
 

@@ -49,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return report(error)
 
 
+def scaffold() -> int:
+    """``xlm-scaffold NAME`` is ``xlm scaffold NAME``."""
+    return main(["scaffold", *sys.argv[1:]])
+
+
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
     """Show what xlm says about itself, as plain lines."""
@@ -111,7 +116,7 @@ def find_command(words: list[str]) -> tuple[str | None, list[str]]:
 
 def _run(name: str, module: Any, words: list[str]) -> int:
     short = getattr(module, "FLAGS", {})
-    words = [short.get(word, word) for word in words]
+    words = _keyed([short.get(word, word) for word in words], getattr(module, "BARE", None))
     flags = [word for word in words if word.startswith("-")]
     unknown = [flag for flag in flags if flag not in MULTIRUN]
     if unknown:
@@ -123,6 +128,14 @@ def _run(name: str, module: Any, words: list[str]) -> int:
     if flags:
         return int(importlib.import_module(f"{COMMANDS}.multirun").run(name, module, overrides))
     return int(module.run(overrides) or 0)
+
+
+def _keyed(words: list[str], bare: str | None) -> list[str]:
+    """The first word that is neither key=value nor a flag as the value of a command's ``bare`` key."""
+    first = next((i for i, word in enumerate(words) if word and "=" not in word and word[0] not in "-~"), None)
+    if first is None or bare is None or any(word.startswith(f"{bare}=") for word in words):
+        return words
+    return [*words[:first], f"{bare}={words[first]}", *words[first + 1 :]]
 
 
 def usage() -> str:

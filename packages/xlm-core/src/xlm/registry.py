@@ -91,7 +91,8 @@ def oracle_cases() -> dict[str, str]:
             raise UserError(f"{offered} both offer '{entry.name}'", where=ORACLES, fix="uninstall one of them")
     cases = {name: entry.value for name, entry in found.items()}
     for package in packages():
-        if package.version is None and (package.folder / f"{ORACLE_CASE}.py").is_file():
+        places = (f"{ORACLE_CASE}.py", f"{ORACLE_CASE}/__init__.py")
+        if package.version is None and any((package.folder / place).is_file() for place in places):
             cases[package.name] = f"{package.module}.{ORACLE_CASE}:case"
     return dict(sorted(cases.items()))
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "check": "show what a configuration means: one decoded batch, one step",
     "compare": "results of finished runs and evaluations, side by side",
     "verify": "whether what this installation prints is true: oracles of every family",
+    "scaffold": "a complete package for a family of your own",
     "info": "installed families and tasks, and which go together",
 }
 """Name and summary of every command."""

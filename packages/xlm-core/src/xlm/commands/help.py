@@ -26,7 +26,8 @@ def describe(name: str, module: ModuleType) -> str:
     given = defaults(TopLevel) | (defaults(options) if options else {})
     lines = [f"  {key + _default(given.get(key)):28} {meaning}" for key, meaning in keys.items()]
     lines += [f"  {key:28} {meaning}" for key, meaning in getattr(module, "KEYS", {}).items()]
-    usage = f"usage: xlm {name}{' model_type=FAMILY datamodule=TASK' if composes else ''} [key=value ...]"
+    bare = f" {module.BARE.upper()}" if hasattr(module, "BARE") else ""
+    usage = f"usage: xlm {name}{' model_type=FAMILY datamodule=TASK' if composes else bare} [key=value ...]"
     about = inspect.cleandoc(getattr(module, "ABOUT", ""))
     parts = [[usage], [COMMANDS[name]], [about], [*needed, *lines], _groups() if composes else []]
     return "\n\n".join("\n".join(part) for part in parts if any(part))

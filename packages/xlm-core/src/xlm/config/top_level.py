@@ -42,12 +42,17 @@ class TopLevel:
 
 def read(kind: type[T], config: Mapping[Any, Any]) -> T:
     """The keys of a dataclass out of a configuration, converted to their types."""
-    names = [field.name for field in fields(kind) if field.name in config]  # type: ignore[arg-type]  # a dataclass
-    values = {name: config[name] for name in names}
+    names = [field.name for field in fields(kind) if key_of(field.name) in config]  # type: ignore[arg-type]  # a dataclass
+    values = {name: config[key_of(name)] for name in names}
     plain = {
         name: value if isinstance(value, str | int | float | None) else list(value) for name, value in values.items()
     }
-    return kind(**{name: convert(value, kind, name, where=name, shown=value) for name, value in plain.items()})
+    return kind(**{name: convert(value, kind, name, where=key_of(name), shown=value) for name, value in plain.items()})
+
+
+def key_of(field: str) -> str:
+    """The key of a dataclass's field: Python keeps ``from`` for itself, so its field is ``from_``."""
+    return field.rstrip("_")
 
 
 def typed(kind: type, words: Sequence[str]) -> dict[str, Any]:
@@ -59,16 +64,17 @@ def typed(kind: type, words: Sequence[str]) -> dict[str, Any]:
             close = nearest(key, keys)
             fix = f"did you mean {close}?" if close else f"choose one of {', '.join(keys)}"
             raise UserError("unknown key", where=key, value=value or None, fix=fix)
-    hints, spelt = get_type_hints(kind), {"true": True, "false": False}
+    hints = {key_of(name): hint for name, hint in get_type_hints(kind).items()}
+    spelt = {"true": True, "false": False}
     return {key: spelt.get(value, value) if hints[key] is bool else value for key, value in given.items()}
 
 
 def defaults(kind: type) -> dict[str, Any]:
     """Keys of a dataclass that have a default, with it."""
-    return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    return {key_of(field.name): field.default for field in fields(kind) if field.default is not MISSING}
 
 
 def meanings(kind: type) -> dict[str, str]:
     """Keys of a dataclass and what they mean."""
     hints = get_type_hints(kind, include_extras=True)
-    return {name: get_args(hint)[1] for name, hint in hints.items() if get_args(hint)}
+    return {key_of(name): get_args(hint)[1] for name, hint in hints.items() if get_args(hint)}
