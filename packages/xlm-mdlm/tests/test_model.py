@@ -95,3 +95,12 @@ def test_dropout_acts_in_training_only():
 def test_a_row_longer_than_the_network_was_made_for_is_refused():
     with pytest.raises(UserError, match="17 positions, 16 fit"):
         network()(torch.full((1, 17), 4))
+
+
+def test_places_look_alike_while_everything_is_hidden_and_not_once_a_token_is_visible():
+    ids = torch.ones(1, 10, dtype=torch.int64)
+    with torch.no_grad():
+        hidden = network()(ids)
+        visible = network()(ids.index_fill(1, torch.tensor([4]), 5))
+    torch.testing.assert_close(hidden, hidden[:, :1].expand_as(hidden))
+    assert (visible[:, 0] - visible[:, 8]).abs().max() > 1e-4
