@@ -48,6 +48,7 @@ def masked_mutations() -> list[Mutation]:
             {"xlm.sampling.keep_top_k": _one_less},
             samplers.NEUTRAL_FILTERS,
         ),
+        Mutation("guidance goes w instead of 1 + w", {f"{DENOISER}.Denoiser._guided": _weaker}, samplers.GUIDED),
         Mutation(
             "hidden sets of all sizes weigh the same", {f"{LIKELIHOOD}.any_order_bound": _unweighted}, likelihood.BOUND
         ),
@@ -172,6 +173,14 @@ def _unweighted(any_order_bound: Any) -> Any:
             return cost
 
         return any_order_bound(halved, predicted, *args, **options)
+
+    return wrong
+
+
+def _weaker(guided: Any) -> Any:
+    def wrong(denoiser: Any, states: Tensor) -> Any:
+        weaker = replace(denoiser, guidance=denoiser.guidance - 1) if denoiser.guidance > 1 else denoiser
+        return guided(weaker, states)
 
     return wrong
 
