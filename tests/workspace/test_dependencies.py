@@ -23,8 +23,10 @@ def normal(name: str) -> str:
 
 
 def imported(folder: Path) -> set[str]:
-    """Top-level names of all absolute imports, those inside functions too."""
-    nodes = [node for file in folder.rglob("*.py") for node in ast.walk(ast.parse(file.read_text()))]
+    """Top-level names of all absolute imports, those inside functions too; templates of projects are data."""
+    templates = {path.parent for path in folder.rglob("pyproject.toml")}
+    files = [path for path in folder.rglob("*.py") if templates.isdisjoint(path.parents)]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
     return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
