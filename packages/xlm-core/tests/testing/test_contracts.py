@@ -215,6 +215,7 @@ class Predict:
     """Draws as many tokens as the prompt has, all in one call."""
 
     noise_schedule = None
+    trace = False
 
     def __init__(self):
         self.model, self.tokenizer, self.loss = model(), TOKENIZER, Loss()
@@ -235,8 +236,12 @@ class Predict:
         )
         return [
             {"index": index, "prompt": "", "prediction": TOKENIZER.decode(ids[:n]), "ids": ids[:n], "n_calls": calls}
+            | ({"start_ids": [], "trace": self.events(ids[:n])} if self.trace else {})
             for index, ids, n, calls in rows
         ]
+
+    def events(self, ids):
+        return [{"step": 0, "action": "append", "position": place, "token": token} for place, token in enumerate(ids)]
 
     def log_likelihood(self, batch, *, draws=1):
         with torch.no_grad():
@@ -263,6 +268,11 @@ class GeneratesMasks(Predict):
 class WritesTensors(Predict):
     def to_dict(self, batch, preds):
         return [{**row, "prediction": preds["ids"][0]} for row in super().to_dict(batch, preds)]
+
+
+class ForgetsAnEvent(Predict):
+    def events(self, ids):
+        return super().events(ids)[:-1]
 
 
 class CountsHiddenTokensOnly(Predict):
@@ -350,6 +360,7 @@ MUTATIONS = {
         DrawsByPlaceInTheBatch: "test_a_prediction_does_not_depend_on_its_batch",
         GeneratesMasks: "test_control_tokens_are_never_generated",
         WritesTensors: "test_rows_are_json",
+        ForgetsAnEvent: "test_a_trace_leads_to_the_answer",
         CountsHiddenTokensOnly: "test_a_likelihood_says_what_it_is",
         AveragesLikelihoods: "test_a_likelihood_does_not_depend_on_its_batch",
     },
