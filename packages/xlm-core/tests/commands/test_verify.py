@@ -109,6 +109,19 @@ def test_an_unknown_family_names_those_that_are_there(xlm):
     assert "toy" in out
 
 
+@pytest.mark.parametrize("word", ["model_type=", "model_type=[]"])
+def test_to_check_nothing_is_no_success(xlm, word):
+    assert "names no family" in xlm("verify", word, code=2)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(xlm, offer, toy):
+    offer(broken)
+    (toy / "file").touch()
+    assert "cannot be made (Not a directory) in output (file/inside)" in xlm(
+        "verify", "model_type=core", "output=file/inside", code=2
+    )
+
+
 def test_an_unknown_key_is_refused_before_any_work(xlm):
     assert "did you mean mutations?" in xlm("verify", "mutation=true", code=2)
 

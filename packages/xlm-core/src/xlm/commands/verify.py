@@ -75,7 +75,7 @@ def run(words: Sequence[str]) -> int:
 
     options = read(Options, typed(Options, words))
     names = _names(options.model_type)
-    folder = Path(options.output or Path("runs") / "verify" / _stamp()).expanduser()
+    folder = _folder(options.output)
     started, verdicts = time.time(), {}
     for name in names:
         verdicts[name] = _verify(name, options)
@@ -83,8 +83,16 @@ def run(words: Sequence[str]) -> int:
     return _finish(verdicts, folder, time.time() - started)
 
 
-def _stamp() -> str:
-    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+def _folder(given: str | None) -> Path:
+    """Make the folder for ``results.json`` before any work."""
+    stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+    folder = Path(given or Path("runs") / "verify" / stamp).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what, fix = f"cannot be made ({error.strerror})", "give output=FOLDER in a place that is yours"
+        raise UserError(what, where="output", value=folder, fix=fix) from error
+    return folder
 
 
 def _names(given: str | None) -> list[str]:
@@ -96,6 +104,8 @@ def _names(given: str | None) -> list[str]:
     if given is None:
         return known
     names = [name.strip() for name in given.strip("[] ").split(",") if name.strip()]
+    if not names:
+        raise UserError("names no family", where="model_type", value=given or None, fix="leave it out to check all")
     for name in names:
         if name not in known:
             raise UserError("no such family", where="model_type", value=name, fix=f"choose from {', '.join(known)}")
@@ -224,7 +234,6 @@ def _finish(verdicts: dict[str, Verdict], folder: Path, seconds: float) -> int:
         for name, verdict in verdicts.items()
     }
     about = {"wall_seconds": seconds, "versions": {name: metadata.version(name) for name in ("xlm-core", "torch")}}
-    folder.mkdir(parents=True, exist_ok=True)
     show_paths([rundir.write_results(folder, content, about)])
     lines = [line for verdict in verdicts.values() for line in verdict.oracles]
     faults = [line for verdict in verdicts.values() for _, line in verdict.mutations]
