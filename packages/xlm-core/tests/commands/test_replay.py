@@ -139,7 +139,7 @@ def test_delays_stand_between_steps_in_a_terminal_only(monkeypatch):
         (["file=nowhere"], "there is no such file in file (nowhere)"),
         (["fiel=o.jsonl"], "did you mean file?"),
         (["row=-1"], "must not be negative in row (-1)"),
-        (["row=9"], "there is no such row, o.jsonl has 9 in row (9); fix: rows are counted from 0"),
+        (["row=10"], "there is no such row, o.jsonl has 10 in row (10); fix: rows are counted from 0"),
         (["row=one"], "expected int, got 'one' in row"),
         (["delay=-0.1"], "must be 0 or more in delay (-0.1)"),
         (["delay=nan"], "delay"),
@@ -151,8 +151,9 @@ def test_delays_stand_between_steps_in_a_terminal_only(monkeypatch):
         (["row=4"], "holds events that do not fit its text in o.jsonl, row 4"),
         (["row=5"], "holds events that do not fit its text"),
         (["row=6"], "holds events that do not fit its text"),
-        (["row=7"], "has another tokenizer than the run that generated the file in checkpoint"),
-        (["row=8"], "has another tokenizer"),
+        (["row=7"], "holds events that do not fit its text"),
+        (["row=8"], "has another tokenizer than the run that generated the file in checkpoint"),
+        (["row=9"], "has another tokenizer"),
     ],
 )
 def test_a_mistake_is_one_line(xlm, toy, trained, words, error):
@@ -163,6 +164,7 @@ def test_a_mistake_is_one_line(xlm, toy, trained, words, error):
         "[1]",
         json.dumps(row([1], [event(0, "reveal", 1, 1)])),  # there is no second token
         json.dumps(row([1], [event(0, "rewrite", 0, 1)])),
+        json.dumps(row([1], [event(1, "reveal", 0, 1), event(0, "reveal", 0, 1)])),  # steps do not go back
         json.dumps(row([1], [{"step": 0}])),
         json.dumps(row([1], [event(0, "reveal", 0, 999)])),  # the run knows 9 tokens
         json.dumps(row([1], [event(0, "append", 1, 2)], ids=[2], prediction="x")),

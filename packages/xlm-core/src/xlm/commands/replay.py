@@ -131,12 +131,13 @@ def _fits(row: Mapping[str, Any]) -> bool:
     from xlm.trace import ADDS, Action
 
     try:
-        length, numbers = len(row["start_ids"]), [row["n_calls"], *row["start_ids"], *row["ids"]]
+        length, last, numbers = len(row["start_ids"]), 0, [row["n_calls"], *row["start_ids"], *row["ids"]]
         for event in row["trace"]:
             length += event["action"] in ADDS
             numbers += [event["step"], event["token"], event["position"]]
-            if event["action"] not in get_args(Action) or not 0 <= event["position"] < length:
+            if event["action"] not in get_args(Action) or not 0 <= event["position"] < length or event["step"] < last:
                 return False
+            last = event["step"]
     except (KeyError, TypeError):
         return False
     return isinstance(row.get("prediction"), str) and all(type(number) is int for number in numbers)
