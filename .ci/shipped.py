@@ -72,6 +72,8 @@ def try_core() -> None:
     assert "sudoku_4x4" in xlm("info")
     said = xlm("train", "model_type=mdlm", "datamodule=sudoku_4x4", code=2)
     assert "pip install xlm-mdlm" in said, said
+    xlm("scaffold", "my_model")
+    assert Path("xlm-my-model/.github/workflows/ci.yml").is_file(), "xlm scaffold leaves files out"
 
 
 if __name__ == "__main__":
