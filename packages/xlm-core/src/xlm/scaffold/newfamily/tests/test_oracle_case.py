@@ -7,6 +7,6 @@ from xlm.testing.contracts import OracleContract
 from xlm_newfamily import oracle_case
 
 
-class TestNewFamily(OracleContract):
+class TestOracleCase(OracleContract):
     def case(self):
         return oracle_case.case()
