@@ -35,6 +35,17 @@ def blind():
     return OracleCase([Oracle("sleeps", lambda: Measured(0.0, 1.0, ""))], [Mutation("halved", HALF, "sleeps")])
 
 
+def breaking():
+    def measure():
+        import torch
+        from xlm.sampling import TokenFilter
+
+        assert TokenFilter()(torch.ones(2)).sum() == 2, "the filter halves"
+        return Measured(0.0, 1.0, "")
+
+    return OracleCase([Oracle("breaks under the fault", measure)], [Mutation("x", HALF, "breaks under the fault")])
+
+
 def broken():
     def measure():
         raise IndexError("no row 7")
@@ -82,7 +93,12 @@ def test_faults_are_listed_with_who_noticed_them_and_by_how_much(xlm, offer, toy
 
 @pytest.mark.parametrize(
     ("case", "words", "said"),
-    [(bad, [], "FAIL"), (blind, ["mutations=true"], "MISSED"), (broken, [], "IndexError: no row 7")],
+    [
+        (bad, [], "FAIL"),
+        (blind, ["mutations=true"], "MISSED"),
+        (breaking, ["mutations=true"], "MISSED"),
+        (broken, [], "IndexError: no row 7"),
+    ],
 )
 def test_what_does_not_hold_is_exit_code_1(xlm, offer, case, words, said, capsys):
     offer(case)

@@ -14,5 +14,7 @@ from xlm_arlm.oracle_case import faults, likelihood, objective, reading, sampler
 def case() -> OracleCase:
     """The oracles and mutations of ARLM."""
     sections = (samplers.measures(), likelihood.measures(), objective.measures(), reading.measures())
-    measured = [Oracle(name, measure) for section in sections for name, measure in section.items()]
+    measured = [
+        Oracle(name, measure, name in samplers.SLOW) for section in sections for name, measure in section.items()
+    ]
     return OracleCase(measured, faults.mutations())

@@ -58,6 +58,15 @@ TOP_P: dict[str, Any] = {"top_p": 0.8}
 TOP_K: dict[str, Any] = {"top_k": 2}
 
 
+def options_law(options: dict[str, Any]) -> str:
+    """Name of the oracle of some token filters."""
+    return f"with {' '.join(f'{name}={value}' for name, value in options.items())} samples have the filtered law"
+
+
+SLOW = {LEAST_LENGTH, STOPPED, REPEATED, *map(options_law, (HEATED, TOP_P, TOP_K))}
+"""Of options; left out by ``xlm verify --fast``."""
+
+
 def measures() -> dict[str, Callable[[], Measured]]:
     """By the statement that each measures."""
     return {
@@ -76,11 +85,6 @@ def measures() -> dict[str, Callable[[], Measured]]:
         CACHED_LOGITS: _cached_probabilities,
         CACHED_STATES: _cached_logits,
     }
-
-
-def options_law(options: dict[str, Any]) -> str:
-    """Name of the oracle of some token filters."""
-    return f"with {' '.join(f'{name}={value}' for name, value in options.items())} samples have the filtered law"
 
 
 def _prompts(*prompts: list[int]) -> Any:

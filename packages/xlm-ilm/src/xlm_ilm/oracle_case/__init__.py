@@ -15,5 +15,7 @@ from xlm_ilm.oracle_case import faults, likelihood, objective, reading, samplers
 def case() -> OracleCase:
     """The oracles and mutations of ILM."""
     sections = (samplers.measures(), likelihood.measures(), objective.measures(), reading.measures())
-    measured = [Oracle(name, measure) for section in sections for name, measure in section.items()]
+    measured = [
+        Oracle(name, measure, name in samplers.SLOW) for section in sections for name, measure in section.items()
+    ]
     return OracleCase(measured, faults.mutations())

@@ -54,6 +54,22 @@ ROWS_ALONE = "a prediction does not depend on its batch"
 GIVEN_STAYS = "nothing is inserted outside the open gaps"
 
 
+SLOW = {
+    ALL_PAIRS,
+    TWO_STAGES,
+    FREE_GAPS,
+    EOS_LAW,
+    PAIR_FILTERS,
+    GAP_FILTERS,
+    TOP_K,
+    THRESHOLD,
+    LEAST_LENGTH,
+    PARALLEL,
+    NEAR,
+}
+"""Of options; left out by ``xlm verify --fast``."""
+
+
 def measures() -> dict[str, Callable[[], Measured]]:
     """By the statement that each measures."""
     return {

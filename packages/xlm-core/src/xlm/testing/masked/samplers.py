@@ -61,7 +61,7 @@ def measures() -> dict[str, Callable[[MaskedParts], Measured]]:
 
 def claimed(parts: MaskedParts, claim: Claim) -> list[Oracle]:
     """That a sampler has the law it claims, and that what it states is one."""
-    law = Oracle(f"{claim.name}: {HAS_LAW}", partial(_claimed_law, parts, claim))
+    law = Oracle(f"{claim.name}: {HAS_LAW}", partial(_claimed_law, parts, claim), slow=True)
     mass = Oracle(f"{claim.name}: {HAS_MASS}", partial(_claimed_mass, parts, claim))
     return [law] if claim.law else [law, mass]
 
