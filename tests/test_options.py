@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from xlm import registry
-from xlm.commands.assemble import rehearse
+from xlm.commands.assemble import build_data, rehearse
 from xlm.config import compose, search, validate
 from xlm.errors import UserError
 
@@ -101,3 +101,23 @@ def test_the_workspace_experiments_build(monkeypatch):
 def test_a_part_of_another_family_is_refused_naming_those_that_fit(word, where):
     with pytest.raises(UserError, match=f"belongs to family arlm, the loss to mdlm in {where}; fix: .*mdlm_"):
         validate(compose(["model_type=mdlm", "datamodule=sudoku_4x4", word]))
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["model_type=mdlm", "predictor=mdlm_top_probability", "predictor.block_length=7"], "predictor.block_length"),
+        (["model_type=mlm", "predictor.block_length=7"], "predictor.block_length"),
+        (["model_type=mdlm", "predictor.guidance=1.0"], "predictor.guidance"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_the_predictions_of_a_run_is_refused_before_it_trains(words, where):
+    with pytest.raises(UserError, match=where):
+        check(*words, "datamodule=pcfg")
+
+
+def test_puzzles_known_by_heart_are_judged_with_their_clues(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    data = build_data(compose(["experiment=quickstart", "debug=overfit"]))
+    shown = {manager.full_name: manager.source.any_cell for manager in data.managers("val") + data.managers("train")}
+    assert shown == {"val.sudoku": True, "val.sudoku_prediction": False, "train.sudoku": True}

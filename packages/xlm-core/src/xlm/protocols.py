@@ -191,6 +191,19 @@ class Configurable(Protocol):
 
 
 @runtime_checkable
+class Checking(Protocol):
+    """A predictor whose options do not fit every batch."""
+
+    def check(self, batch: Any) -> None:
+        """Refuse a prediction batch that they do not fit, before any work; shown one of every role that a run has.
+
+        Raises:
+            UserError: naming the option.
+        """
+        ...
+
+
+@runtime_checkable
 class Predictor(Protocol[T_in, T_pred]):
     """Samples from a model and measures likelihoods under it."""
 

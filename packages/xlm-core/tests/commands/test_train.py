@@ -78,6 +78,15 @@ def test_the_weights_beside_the_checkpoints_are_those_of_the_last_one(trained):
         assert all((plain[key] == last[key]).all() for key in last)
 
 
+def test_the_weights_are_there_whatever_the_test_ends_with(xlm, toy, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.test", fails)
+    xlm("train", "experiment=toy_short", "run_dir=cut", code=1)
+    assert (toy / "cut" / "model.safetensors").is_file()
+
+
 def test_the_default_directory_names_date_family_and_task(xlm, toy):
     xlm("train", *SHORT, "trainer.max_steps=1")
     (run,) = (toy / "runs").iterdir()

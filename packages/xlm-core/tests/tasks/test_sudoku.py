@@ -227,3 +227,11 @@ def test_any_cell_gives_no_cell_away_and_changes_nothing_else():
     assert all("1" in row["fixed"] for row in puzzles)
     assert [row["fixed"] for row in grids] == ["0" * 16] * 5
     assert [{**row, "fixed": ""} for row in grids] == [{**row, "fixed": ""} for row in puzzles]
+
+
+def test_puzzles_to_be_solved_show_their_clues_whatever_is_trained_on():
+    trained = Sudoku(split="train", size=4, n=2, any_cell=True)
+    asked = trained.for_prediction().rows()
+    assert [row["fixed"] for row in trained.rows()] == ["0" * 16] * 2
+    assert asked == Sudoku(split="train", size=4, n=2).rows()
+    assert "1" in asked[0]["fixed"]

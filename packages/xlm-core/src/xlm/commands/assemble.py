@@ -14,6 +14,7 @@ from torch import nn
 from xlm.data.datamodule import SPLITS, DataModule
 from xlm.errors import UserError
 from xlm.instantiate import construct
+from xlm.protocols import Checking
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -209,11 +210,17 @@ def _rehearse_callbacks(callbacks: Sequence[Callback], datamodule: DataModule) -
             callback.check(datamodule.names("val"))
 
 
+ASKED = {"index": 0, "position": 0, "noise_key": 0, "prompt_ids": [7], "input_ids": [7, 8], "fixed": [1, 0]}
+"""An example to be completed, in every role."""
+
+
 def _rehearse_collators(datamodule: DataModule, parts: Parts) -> None:
-    """Those that the data sets will use."""
+    """Those that the data sets will use; the predictor sees a batch of each that asks for a prediction."""
     context = {name: getattr(datamodule, name) for name in LENGTHS}
     context |= {"tokenizer": parts.tokenizer, "noise_schedule": parts.noise_schedule, "seed": datamodule.seed}
     for manager in [manager for split in SPLITS for manager in datamodule.managers(split)]:
         manager.resolve(parts.collators, datamodule.event_space)
         make = parts.collators[manager.role]
-        make(**context, vocab_size=len(parts.tokenizer), event_space=manager.event_space)
+        collate = make(**context, vocab_size=len(parts.tokenizer), event_space=manager.event_space)
+        if manager.kind == "prediction" and isinstance(parts.predictor, Checking):
+            parts.predictor.check(collate([dict(ASKED)]))

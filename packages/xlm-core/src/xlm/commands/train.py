@@ -88,6 +88,7 @@ def train(config: DictConfig, words: Sequence[str]) -> dict[str, Any]:
     started = time.time()
     with rundir.shared(run_dir):
         trained = _fit(trainer, harness, parts, run_dir)
+        weights = _export(trainer, run_dir)  # before anything else can go wrong
         _use_weights(config, harness, run_dir)
         if not any(name.startswith("val.") for name in harness.results) and parts.datamodule.managers("val"):
             trainer.validate(harness, datamodule=parts.datamodule, verbose=False)  # there was nothing left to train
@@ -96,7 +97,7 @@ def train(config: DictConfig, words: Sequence[str]) -> dict[str, Any]:
     about = {**_measured(trainer), "wall_seconds": time.time() - started, **rundir.environment(config)}
     if not trained:
         about |= _of_the_training(run_dir)
-    return _finish(run_dir, harness, about) if trainer.is_global_zero else {}
+    return _finish(run_dir, harness, about, weights) if trainer.is_global_zero else {}
 
 
 def _assemble(config: DictConfig, run_dir: Path) -> Parts:
@@ -147,6 +148,14 @@ def _fit(trainer: Trainer, harness: Harness, parts: Parts, run_dir: Path) -> boo
     return newest is None or int(newest.stem) < trainer.global_step
 
 
+def _export(trainer: Trainer, run_dir: Path) -> list[Path]:
+    """The last weights as files of their own."""
+    from xlm.checkpoint import export_weights, newest_valid
+
+    newest = newest_valid(run_dir / "checkpoints") if trainer.is_global_zero else None
+    return export_weights(newest, run_dir) if newest else []
+
+
 def _use_weights(config: DictConfig, harness: Harness, run_dir: Path) -> None:
     """Test the weights that were asked for, where they are not those in the module."""
     from xlm.checkpoint import load_into, load_weights
@@ -173,14 +182,11 @@ def _measured(trainer: Any) -> dict[str, Any]:
     return {**measured, "step": trainer.global_step, "peak_memory": rundir.peak_memory()}
 
 
-def _finish(run_dir: Path, harness: Harness, about: dict[str, Any]) -> dict[str, Any]:
-    from xlm.checkpoint import export_weights, newest_valid
+def _finish(run_dir: Path, harness: Harness, about: dict[str, Any], weights: list[Path]) -> dict[str, Any]:
     from xlm.commands.tables import show_paths, show_results
 
     about = {"weights": harness.weights, "parameters": harness.n_parameters, **about}
     path = rundir.write_results(run_dir, harness.results, about)
-    newest = newest_valid(run_dir / "checkpoints")
-    weights = export_weights(newest, run_dir) if newest else []
     show_results(harness.results)
     show_paths([*weights, run_dir, path])
     return {**harness.results, **about}

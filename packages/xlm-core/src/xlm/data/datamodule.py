@@ -117,7 +117,7 @@ class DataModule(LightningDataModule):
             alike = [known for known in self._managers["train"] if type(known.source) is type(manager.source)]
             if alike:
                 limits = [limit for limit in (manager.limit, alike[0].limit, size) if limit is not None]
-                manager.source, manager.limit = alike[0].source, min(limits, default=None)
+                manager.source, manager.limit = _to_be_judged(alike[0].source, manager.kind), min(limits, default=None)
                 manager.of_training = True
                 logger.info("%s: examples of %s", manager.full_name, alike[0].full_name)
 
@@ -291,6 +291,11 @@ class DataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """The next training loader goes on from here."""
         self._resumed = state_dict
+
+
+def _to_be_judged(source: Any, kind: str) -> Any:
+    """The rows of training; for predictions as they are asked, where the source trains on more than that."""
+    return source.for_prediction() if kind == "prediction" and hasattr(source, "for_prediction") else source
 
 
 def _left_for_prompts(max_length: int, max_target_length: int) -> int:

@@ -8,6 +8,7 @@ the solution unique, and both are array operations.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -76,6 +77,12 @@ class Sudoku:
             raise UserError("is no difficulty", where="source.difficulty", value=difficulty, fix=fix)
         self.split, self.size, self.n, self.clues, self.seed = split, size, n, (fewest, most), seed
         self.difficulty, self.any_cell = difficulty, any_cell
+
+    def for_prediction(self) -> Sudoku:
+        """The same puzzles with their clues, whatever ``any_cell`` gives away in training."""
+        puzzles = copy.copy(self)
+        puzzles.any_cell = False
+        return puzzles
 
     def render(self, text: str) -> str:
         """The grid drawn with its boxes, for people; a text that is no whole grid stays as it is."""

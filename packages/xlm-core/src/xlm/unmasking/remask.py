@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float64
@@ -39,6 +39,9 @@ class Remasking:
     eta: float = 0.02
 
     def __post_init__(self) -> None:
+        if self.strategy not in get_args(Strategy):
+            what, fix = f"must be one of {', '.join(get_args(Strategy))}", "use cap"
+            raise UserError(what, where="predictor.strategy", value=self.strategy, fix=fix)
         if not 0 <= self.eta <= 1:
             fix = "use 0.02, or 0 to hide nothing again"
             raise UserError("must lie in [0, 1]", where="predictor.eta", value=self.eta, fix=fix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,6 +47,9 @@ class RevealRule:
     block_length: int | None = None
 
     def __post_init__(self) -> None:
+        self._check(
+            self.order in get_args(Order), "order", f"must be one of {', '.join(get_args(Order))}", "use margin"
+        )
         self._check(0 <= self.gumbel < math.inf, "gumbel", "must be 0 or more", "use 0 for an order without noise")
         self._check(self.gumbel == 0 or self.order != "random", "gumbel", "changes nothing of a random order", "use 0")
         self._check(self.tokens_per_step >= 1, "tokens_per_step", "must be 1 or more", "use 1 for the best quality")

@@ -83,6 +83,10 @@ class MDLMPredictor(Predictor[MaskedPredictionBatch, Predictions], ABC):
     def fill(self, batch: MaskedPredictionBatch, trace: Trace | None) -> Filled:
         """Whole rows with every predicted position filled in, and the network calls of each row."""
 
+    def check(self, batch: MaskedPredictionBatch) -> None:
+        """Refuse rows that the options do not fit, before any work."""
+        self.denoiser.check(batch)
+
     @torch.no_grad()
     def predict(self, batch: MaskedPredictionBatch) -> Predictions:
         """Fill in the rows and read off their answers."""

@@ -9,6 +9,7 @@ import torch
 from xlm.protocols import Model, SequenceLikelihood, Tokenizer
 from xlm.trace import Trace
 from xlm.unmasking.batch import MaskedPredictionBatch
+from xlm.unmasking.blocks import check_blocks
 from xlm.unmasking.fill import Filled, fill_by_rule
 from xlm.unmasking.likelihood import any_order, in_order
 from xlm.unmasking.rules import Order, RevealRule
@@ -81,6 +82,12 @@ class MDLMTopProbabilityPredictor(MDLMPredictor):
     def law(self) -> str:
         """What is drawn with these options."""
         return self.rule.law
+
+    def check(self, batch: MaskedPredictionBatch) -> None:
+        """Refuse rows that the options do not fit, before any work."""
+        super().check(batch)
+        if self.rule.block_length is not None:
+            check_blocks(batch, self.rule.block_length)
 
     def fill(self, batch: MaskedPredictionBatch, trace: Trace | None) -> Filled:
         """Reveal until nothing is hidden."""
