@@ -57,7 +57,9 @@ BY_RATE = {"0.0-0.1": 6 / 3, "0.5-0.6": 4 / 2, "0.9-1.0": 9 / 3}
 
 
 def test_hidden_tokens_cost_their_sum_over_their_number_in_each_bin_of_the_mask_rate_and_empty_bins_are_absent():
-    assert by_rate(FIRST, SECOND).compute()["masked_cross_entropy_by_rate"] == BY_RATE
+    results = by_rate(FIRST, SECOND).compute()
+    assert results["masked_cross_entropy_by_rate"] == BY_RATE
+    assert results["masked_cross_entropy"] == 19 / 8
 
 
 def test_bins_of_the_mask_rate_are_of_all_ranks(monkeypatch):

@@ -26,7 +26,7 @@ from xlm.window import extras
 RATES = 10
 """Bins of the mask rate: [0, 0.1), ... [0.9, 1]."""
 
-BY_RATE = "masked_cross_entropy_by_rate"
+MASKED, BY_RATE = "masked_cross_entropy", "masked_cross_entropy_by_rate"
 
 
 class LossEvaluation:
@@ -75,8 +75,8 @@ class LossEvaluation:
         self.n_calls.append((n_calls, len(index)))
 
     def compute(self) -> dict[str, Any]:
-        """The loss and its further values, the mean cross-entropy of hidden tokens by mask rate (nats a hidden token,
-        rates at which none was hidden left out), and the ``LikelihoodSummary`` of sequences that have one.
+        """The loss and its further values, the mean cross-entropy of hidden tokens, in all and by mask rate (nats a
+        hidden token; rates at which none was hidden left out), and the ``LikelihoodSummary`` of sequences with one.
         """
         ranks = gather(self._share())
         values: dict[str, Any] = {}
@@ -84,7 +84,9 @@ class LossEvaluation:
             total, denominator = torch.stack([rank["means"][name] for rank in ranks if rank["means"]]).sum(0).tolist()
             values[name] = total / (denominator or 1.0)
         if by_rate := [sums for rank in ranks for sums in rank["by_rate"]]:
-            values[BY_RATE] = _means_by_rate(torch.stack(by_rate).sum(0))
+            sums = torch.stack(by_rate).sum(0)
+            nats, tokens = sums.sum(1).tolist()
+            values |= {MASKED: nats / (tokens or 1.0), BY_RATE: _means_by_rate(sums)}
         rows = [rank for rank in ranks if rank["rows"]]
         return {**values, **(self._summary(rows) if rows else {})}
 
