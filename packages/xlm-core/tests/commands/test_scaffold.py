@@ -16,6 +16,16 @@ from xlm.errors import UserError
 WORKSPACE = '[tool.uv.workspace]\nmembers = ["packages/*"]\n'
 
 
+@pytest.fixture(autouse=True)
+def _forget():
+    """What a test made importable is so in no other test."""
+    before = set(sys.modules)
+    yield
+    sys.path[:] = [path for path in sys.path if "xlm-my-model" not in path]
+    for name in [name for name in set(sys.modules) - before if name.partition(".")[0] == "xlm_my_model"]:
+        del sys.modules[name]
+
+
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
