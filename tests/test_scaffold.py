@@ -74,9 +74,7 @@ def test_it_trains_and_reports_what_the_family_reports(family, copy, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", ["arlm"], indirect=True
-)  # the cheapest; the others are compared above
+@pytest.mark.parametrize("family", ["arlm"], indirect=True)  # the cheapest; the others are compared above
 def test_it_verifies(family, copy):
     assert main(["verify", f"model_type=of_{family}", "--fast"]) == 0
 
