@@ -14,12 +14,16 @@ from xlm.errors import UserError
 from xlm.unmasking.batch import ends_at_eos
 
 
-def check_blocks(batch: Mapping[str, Any], block_length: int) -> None:
-    """Refuse a canvas that blocks do not fill; the last block of a template, or of a window, may be shorter.
+def check_blocks(batch: Mapping[str, Any], block_length: int | None) -> None:
+    """Refuse a canvas that blocks do not fill; None is one block, which fills any.
+
+    The last block of a template, or of a window, may be shorter.
 
     Raises:
         UserError: naming a block length that fits every canvas of the batch.
     """
+    if block_length is None:
+        return
     sizes = batch["predicted"].sum(1)[ends_at_eos(batch)].unique().tolist()
     unfilled = [size for size in sizes if size % block_length]
     if unfilled:

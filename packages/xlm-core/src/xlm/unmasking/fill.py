@@ -97,8 +97,7 @@ def fill_by_rule(
     In blocks an answer that ends at EOS is done with the block in which EOS appears: what follows is EOS, too.
     """
     filling, hidden = Filling(denoiser, batch, tokens, trace), batch["predicted"].clone()
-    if rule.block_length is not None:
-        check_blocks(batch, rule.block_length)
+    check_blocks(batch, rule.block_length)
     u = placed_uniforms(batch, REVEAL_STREAM)
     step = 0
     while hidden.any():

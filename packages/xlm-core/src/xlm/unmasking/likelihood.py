@@ -57,8 +57,7 @@ def in_order(
     """
     assert rule.deterministic, "a random order has no exact likelihood"
     denoiser.check(batch)
-    if rule.block_length is not None:
-        check_blocks(batch, rule.block_length)
+    check_blocks(batch, rule.block_length)
     targets, eos_id = batch["target_ids"], denoiser.tokenizer.eos_token_id
 
     def reveal(hidden: Tensor) -> tuple[Tensor, Tensor]:

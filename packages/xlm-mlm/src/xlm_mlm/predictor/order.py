@@ -105,8 +105,7 @@ class MLMPredictor(MLMSampler):
     def check(self, batch: MaskedPredictionBatch) -> None:
         """Refuse rows that the options do not fit, before any work."""
         super().check(batch)
-        if self.rule.block_length is not None:
-            check_blocks(batch, self.rule.block_length)
+        check_blocks(batch, self.rule.block_length)
 
     def fill(self, batch: MaskedPredictionBatch, trace: Trace | None) -> Filled:
         """Reveal until nothing is hidden."""
