@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xlm.oracle_case import evaluation, networks, noise, sampling
 from xlm.sampling import keep_greatest, keep_min_p, keep_top_k, keep_top_p
+from xlm.testing.faults import independent
 from xlm.testing.oracles import Mutation
 
 
@@ -20,7 +21,7 @@ def mutations() -> list[Mutation]:
     cross_entropy = "xlm.nn.linear_cross_entropy"
     return [
         Mutation("the weight is the mask rate's slope", {weight: _slope}, cosine),
-        Mutation("times are independent", {"xlm.noise.low_discrepancy_times": _independent}, noise.SPREAD),
+        Mutation("times are independent", {"xlm.noise.low_discrepancy_times": independent}, noise.SPREAD),
         Mutation("every rank counts for itself", {"xlm.noise.low_discrepancy_times": _ranked}, noise.TIMES),
         Mutation("draws are shifted by one token", {"xlm.sampling.draw": _shifted}, sampling.DRAWN),
         Mutation("draws sum in the logits' type", {"xlm.sampling.draw": _coarse}, sampling.LOW),
@@ -49,12 +50,6 @@ def mutations() -> list[Mutation]:
 
 def _slope(_: Any) -> Any:
     return lambda self, t: self.mask_rate_derivative(t)
-
-
-def _independent(_: Any) -> Any:
-    return lambda positions, seed: torch.rand(
-        positions.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
 
 
 def _ranked(times: Any) -> Any:

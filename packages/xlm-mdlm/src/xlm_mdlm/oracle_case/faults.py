@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from xlm.testing import faults as common
 from xlm.testing import masked
 from xlm.testing.masked import faults as shared
 from xlm.testing.oracles import Mutation
@@ -35,11 +36,11 @@ def mutations() -> list[Mutation]:
         ),
         Mutation(
             "the mask token stays in the loss's softmax",
-            {"xlm_mdlm.loss.suppressed_ids": shared.no_ids},
+            {"xlm_mdlm.loss.suppressed_ids": common.no_ids},
             objective.FORMULA,
         ),
         Mutation(
-            "the head gets no gradient", {"xlm_mdlm.loss.linear_cross_entropy": shared.frozen_head}, masked.GRADIENT
+            "the head gets no gradient", {"xlm_mdlm.loss.linear_cross_entropy": common.frozen_head}, masked.GRADIENT
         ),
         Mutation("one hidden token stays visible", {noise: shared.leaking}, masked.NO_LEAK),
         Mutation("prompts are hidden, too", {noise: shared.hiding_prompts}, masked.GIVEN_STAYS),
@@ -47,7 +48,7 @@ def mutations() -> list[Mutation]:
             "more tokens are hidden than is said", {"xlm_mdlm.collator.uniforms": shared.squared}, objective.TOLD_RATE
         ),
         Mutation(
-            "times are independent", {"xlm_mdlm.collator.low_discrepancy_times": shared.independent}, objective.SPREAD
+            "times are independent", {"xlm_mdlm.collator.low_discrepancy_times": common.independent}, objective.SPREAD
         ),
         Mutation("the empty canvas shows the answer", {show: shared.filled}, masked.ANSWERS_UNSEEN),
         Mutation("positions are revealed from left to right", {plan: _left_to_right}, law),

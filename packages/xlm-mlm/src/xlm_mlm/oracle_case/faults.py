@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from xlm.testing import faults as common
 from xlm.testing import masked
 from xlm.testing.masked import faults as shared
 from xlm.testing.oracles import Mutation
@@ -23,17 +24,17 @@ def mutations() -> list[Mutation]:
         Mutation("the loss is a mean over rows", {loss_fn: _mean_over_rows}, masked.ADDS_UP),
         Mutation(
             "the mask token stays in the loss's softmax",
-            {"xlm_mlm.loss.suppressed_ids": shared.no_ids},
+            {"xlm_mlm.loss.suppressed_ids": common.no_ids},
             objective.FORMULA,
         ),
         Mutation(
-            "the head gets no gradient", {"xlm_mlm.loss.linear_cross_entropy": shared.frozen_head}, masked.GRADIENT
+            "the head gets no gradient", {"xlm_mlm.loss.linear_cross_entropy": common.frozen_head}, masked.GRADIENT
         ),
         Mutation("the first token stays visible", {call: shared.leaking}, masked.NO_LEAK),
         Mutation("prompts are hidden, too", {call: shared.hiding_prompts}, masked.GIVEN_STAYS),
         Mutation("more tokens are chosen than the rate says", {f"{masking}.uniforms": shared.squared}, objective.RATE),
         Mutation("the rate stays below a half", {f"{masking}.low_discrepancy_times": _upper_half}, objective.UNIFORM),
-        Mutation("rates are independent", {f"{masking}.low_discrepancy_times": shared.independent}, objective.SPREAD),
+        Mutation("rates are independent", {f"{masking}.low_discrepancy_times": common.independent}, objective.SPREAD),
         Mutation("random tokens are control tokens, too", {f"{masking}._generated": _everything}, objective.BERT),
         Mutation(
             "the empty gap shows the answer",

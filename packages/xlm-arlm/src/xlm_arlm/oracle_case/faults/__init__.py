@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xlm.testing import faults as common
 from xlm.testing.oracles import Mutation
 
 from xlm_arlm.oracle_case import likelihood, objective, reading, samplers
@@ -18,12 +19,12 @@ def mutations() -> list[Mutation]:
         Mutation("the loss is divided by padding, too", {loss_fn: training.divided_by_columns}, objective.FORMULA),
         Mutation(
             "the head gets no gradient",
-            {"xlm_arlm.loss.linear_cross_entropy": training.frozen_head},
+            {"xlm_arlm.loss.linear_cross_entropy": common.frozen_head},
             objective.GRADIENT,
         ),
         Mutation(
             "control tokens stay in the loss's softmax",
-            {"xlm_arlm.loss.suppressed_ids": training.no_ids},
+            {"xlm_arlm.loss.suppressed_ids": common.no_ids},
             objective.FORMULA,
         ),
         Mutation("inputs are not shifted", {batch: training.unshifted}, reading.NO_LEAK),
@@ -64,7 +65,7 @@ def mutations() -> list[Mutation]:
             samplers.CACHED_IDS,
         ),
         Mutation(
-            "control tokens can be generated", {f"{sample}.suppressed_ids": training.no_ids}, samplers.NO_CONTROL_TOKENS
+            "control tokens can be generated", {f"{sample}.suppressed_ids": common.no_ids}, samplers.NO_CONTROL_TOKENS
         ),
         Mutation("probabilities stand where logits belong", {logits: prediction.probabilities}, samplers.TABLE_LAW),
         Mutation("the last letter is the most probable one", {logits: prediction.greedy_at_last}, samplers.TABLE_LAW),
@@ -75,10 +76,10 @@ def mutations() -> list[Mutation]:
         ),
         Mutation(
             "noise is keyed by the place in the batch",
-            {f"{sample}.uniforms": prediction.keyed_by_batch},
+            {f"{sample}.uniforms": common.keyed_by_batch},
             samplers.ROWS_ALONE,
         ),
-        Mutation("top-p drops the token that crosses p", {"xlm.sampling.keep_top_p": prediction.less_than_p}, top_p),
+        Mutation("top-p drops the token that crosses p", {"xlm.sampling.keep_top_p": common.less_than_p}, top_p),
         Mutation(
             "top-k counts tokens that are never drawn",
             {"xlm.sampling.keep_top_k": prediction.counting_control},
@@ -86,7 +87,7 @@ def mutations() -> list[Mutation]:
         ),
         Mutation(
             "top-k keeps one token less",
-            {"xlm.sampling.keep_top_k": prediction.one_less},
+            {"xlm.sampling.keep_top_k": common.one_token_less},
             samplers.options_law(samplers.TOP_K),
         ),
         Mutation(

@@ -71,28 +71,6 @@ def one_number(uniforms: Any) -> Any:
     return wrong
 
 
-def keyed_by_batch(uniforms: Any) -> Any:
-    """The place in the batch takes the key's place."""
-    return lambda keys, *args, **options: uniforms(torch.arange(len(keys)), *args, **options)
-
-
-def less_than_p(keep_top_p: Any) -> Any:
-    """The kept tokens stay below p, except where one alone reaches it."""
-
-    def wrong(logits: Tensor, p: float) -> Tensor:
-        kept: Tensor = keep_top_p(logits, p)
-        n = (kept > -torch.inf).sum(-1, keepdim=True)
-        last = kept == kept.masked_fill(kept == -torch.inf, torch.inf).amin(-1, keepdim=True)
-        return kept.masked_fill(last & (n > 1), -torch.inf) if p < 1 else kept
-
-    return wrong
-
-
-def one_less(keep_top_k: Any) -> Any:
-    """One token less is kept."""
-    return lambda logits, k: keep_top_k(logits, None if k is None else k - 1)
-
-
 def counting_control(keep_top_k: Any) -> Any:
     """Pad, mask, begin and another one take places."""
     return lambda logits, k: keep_top_k(logits, None if k is None else max(1, k - 4))

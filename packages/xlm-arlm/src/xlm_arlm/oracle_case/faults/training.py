@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from xlm.data.padding import flat_indices
-
-
-def no_ids(_: Any) -> Callable[[Any], Tensor]:
-    """Suppresses nothing."""
-    return lambda tokenizer: torch.tensor([], dtype=torch.int64)
-
 
 # The loss
 
@@ -36,11 +28,6 @@ def divided_by_columns(loss_fn: Any) -> Any:
         return {**out, "loss": out["loss"] * out["loss_denominator"] / batch["target_ids"].numel()}
 
     return wrong
-
-
-def frozen_head(linear_cross_entropy: Any) -> Any:
-    """The head's weight is a constant."""
-    return lambda states, weight, *args, **options: linear_cross_entropy(states, weight.detach(), *args, **options)
 
 
 # The collators

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xlm.sampling import TokenFilter
+from xlm.testing.faults import no_ids
 from xlm.testing.masked import likelihood, samplers
 from xlm.testing.masked.parts import LENGTH, TOKENIZER, VOCAB
 from xlm.testing.oracles import Mutation
@@ -82,16 +82,6 @@ def order_mutations(plain: str, heated: str) -> list[Mutation]:
     ]
 
 
-def no_ids(_: Any) -> Callable[[Any], Tensor]:
-    """Suppresses nothing."""
-    return lambda tokenizer: torch.tensor([], dtype=torch.int64)
-
-
-def frozen_head(linear_cross_entropy: Any) -> Any:
-    """The head gets no gradient; of a ``linear_cross_entropy``."""
-    return lambda states, weight, *args, **options: linear_cross_entropy(states, weight.detach(), *args, **options)
-
-
 def leaking(call: Any) -> Any:
     """The first token stays visible; of a method that makes a batch."""
 
@@ -114,13 +104,6 @@ def hiding_prompts(call: Any) -> Any:
 def squared(uniforms: Any) -> Any:
     """Uniform numbers that are too small."""
     return lambda *args, **options: uniforms(*args, **options).square()
-
-
-def independent(_: Any) -> Any:
-    """Of ``low_discrepancy_times``: independent ones."""
-    return lambda positions, seed: torch.rand(
-        positions.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
 
 
 def filled(templates_to_fill: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from xlm.testing import faults as common
 from xlm.testing.oracles import Mutation
 
 from xlm_ilm.oracle_case import likelihood, objective, reading, samplers
@@ -33,13 +34,13 @@ def mutations() -> list[Mutation]:
         (
             "control tokens stay in the loss's softmax",
             "xlm_ilm.loss.suppressed_ids",
-            training.no_ids,
+            common.no_ids,
             objective.FORMULA,
         ),
         (
             "the head gets no gradient from normalisers",
             "xlm_ilm.loss.linear_logsumexp",
-            training.frozen_head,
+            common.frozen_head,
             objective.GRADIENT,
         ),
         ("inputs hold missing tokens", f"{parts}.drop", training.seen, reading.NO_LEAK),
@@ -55,7 +56,7 @@ def mutations() -> list[Mutation]:
         (
             "numbers of missing tokens are independent",
             f"{parts}.low_discrepancy_times",
-            training.independent,
+            common.independent,
             objective.SPREAD,
         ),
         (
@@ -86,31 +87,31 @@ def mutations() -> list[Mutation]:
         (
             "noise is keyed by the place in the batch",
             f"{sample}.uniforms",
-            prediction.keyed_by_batch,
+            common.keyed_by_batch,
             samplers.ROWS_ALONE,
         ),
-        ("control tokens can be inserted", f"{sample}.suppressed_ids", training.no_ids, samplers.NO_CONTROL_TOKENS),
+        ("control tokens can be inserted", f"{sample}.suppressed_ids", common.no_ids, samplers.NO_CONTROL_TOKENS),
         ("tokens stand before their gap", f"{rows}.insert", prediction.before_the_gap, samplers.TEMPLATES),
         ("tokens are inserted into closed gaps", f"{rows}.gaps", prediction.anywhere, samplers.GIVEN_STAYS),
         (
             "top-p drops the pair that crosses p",
             "xlm.sampling.keep_top_p",
-            prediction.less_than_p,
+            common.less_than_p,
             samplers.PAIR_FILTERS,
         ),
-        ("top-k keeps one token less", "xlm.sampling.keep_top_k", prediction.one_token_less, samplers.TOP_K),
+        ("top-k keeps one token less", "xlm.sampling.keep_top_k", common.one_token_less, samplers.TOP_K),
         ("log L! is left out of the bound", f"{sample}.insertion_bound", prediction.of_one_order, likelihood.BOUND),
         ("log L! is left out of the orders' sum", f"{sample}.order_bound", prediction.of_one_order, likelihood.ORDERS),
         (
             "a bound's noise is keyed by the batch",
             "xlm.likelihood.uniforms",
-            prediction.keyed_by_batch,
+            common.keyed_by_batch,
             likelihood.BOUND_ALONE,
         ),
         (
             "orders are keyed by the batch",
             "xlm_ilm.predictor.likelihood.uniforms",
-            prediction.keyed_by_batch,
+            common.keyed_by_batch,
             likelihood.ORDERS_ALONE,
         ),
         ("going on is left out of the likelihood", cost, prediction.certain("log_continue"), likelihood.BOUND),

@@ -112,11 +112,6 @@ def probabilities(draw: Any) -> Any:
     return lambda logits, u: draw(logits.softmax(-1), u)
 
 
-def keyed_by_batch(uniforms: Any) -> Any:
-    """The place in the batch takes the key's place."""
-    return lambda keys, *args, **options: uniforms(torch.arange(len(keys)), *args, **options)
-
-
 def before_the_gap(insert: Any) -> Any:
     """A new token stands before the token of its gap, except after BOS."""
 
@@ -140,23 +135,6 @@ def anywhere(_: Any) -> Any:
         return (torch.arange(seq) < self.lengths[rows, None]) & (self.budget[rows, None] > 0)
 
     return wrong
-
-
-def less_than_p(keep_top_p: Any) -> Any:
-    """The kept tokens stay below p, except where one alone reaches it."""
-
-    def wrong(logits: Tensor, p: float) -> Tensor:
-        kept: Tensor = keep_top_p(logits, p)
-        n = (kept > -torch.inf).sum(-1, keepdim=True)
-        last = kept == kept.masked_fill(kept == -torch.inf, torch.inf).amin(-1, keepdim=True)
-        return kept.masked_fill(last & (n > 1), -torch.inf) if p < 1 else kept
-
-    return wrong
-
-
-def one_token_less(keep_top_k: Any) -> Any:
-    """One token less is kept."""
-    return lambda logits, k: keep_top_k(logits, None if k is None else k - 1)
 
 
 # The likelihood

@@ -10,12 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def no_ids(_: Any) -> Callable[[Any], Tensor]:
-    """Suppresses nothing."""
-    return lambda tokenizer: torch.tensor([], dtype=torch.int64)
-
-
 # The loss
 
 
@@ -83,11 +77,6 @@ def without_continue(bound: Any) -> Any:
     return wrong
 
 
-def frozen_head(linear_logsumexp: Any) -> Any:
-    """The head's weight is a constant."""
-    return lambda states, weight, **options: linear_logsumexp(states, weight.detach(), **options)
-
-
 # The collators
 
 
@@ -130,13 +119,6 @@ def leaning(uniforms: Any) -> Any:
 def squared(times: Any) -> Any:
     """Few missing tokens are more frequent than many."""
     return lambda *args: times(*args).square()
-
-
-def independent(_: Any) -> Any:
-    """Times are drawn one by one."""
-    return lambda positions, seed: torch.rand(
-        positions.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
 
 
 def with_answer(prediction_collator: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from xlm.testing import factories, masked, oracles
+from xlm.testing import faults as common
 from xlm.testing.masked import LENGTH, TOKENIZER, VOCAB, Claim, MaskedParts, faults
 from xlm.testing.oracles import Measured, Mutation, Oracle, OracleCase
 
@@ -86,8 +87,8 @@ def mutations() -> list[Mutation]:
     return [
         Mutation("the loss is divided by all tokens", {loss_fn: _divided_by_all}, FORMULA),
         Mutation("the loss is a mean over rows", {loss_fn: _mean_over_rows}, masked.ADDS_UP),
-        Mutation("the mask token stays in the loss's softmax", {f"{in_loss}.suppressed_ids": faults.no_ids}, FORMULA),
-        Mutation("the head has no gradient", {f"{in_loss}.linear_cross_entropy": faults.frozen_head}, masked.GRADIENT),
+        Mutation("the mask token stays in the loss's softmax", {f"{in_loss}.suppressed_ids": common.no_ids}, FORMULA),
+        Mutation("the head has no gradient", {f"{in_loss}.linear_cross_entropy": common.frozen_head}, masked.GRADIENT),
         Mutation("the first token stays visible", {noise: faults.leaking}, masked.NO_LEAK),
         Mutation("prompts are hidden, too", {noise: faults.hiding_prompts}, masked.GIVEN_STAYS),
         Mutation("more tokens are hidden than the rate says", {f"{in_collator}.uniforms": faults.squared}, RATE),
