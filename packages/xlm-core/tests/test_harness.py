@@ -12,25 +12,30 @@ from torch.testing import assert_close
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy_run import Hook, ToyLoss, ToyModel, collate, digest, fetch, make_run, poison, schedule, toy_rows, train
+from toy_run import (
+    EXACT,
+    CriticLoss,
+    Hook,
+    ToyLoss,
+    ToyModel,
+    batch_of_step,
+    collate,
+    digest,
+    fetch,
+    make_run,
+    poison,
+    schedule,
+    toy_rows,
+    train,
+    weights,
+)
 from xlm.checkpoint import load_weights
-from xlm.data.order import Plan
 from xlm.errors import UserError
 from xlm.files import lock
 from xlm.harness import Harness
 from xlm.window import NonFiniteError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-EXACT = {"dropout": 0.0, "ema": None, "steps": 3, "clip_norm": None}
-
-
-def weights(harness):
-    return [parameter.detach().clone() for parameter in harness.model.parameters()]
-
-
-def batch_of_step(step, *, size=20, batch=8):
-    positions = torch.arange(step * batch, (step + 1) * batch).numpy()
-    return collate(fetch(toy_rows(size), Plan(size, batch, 0).indices(positions), positions, positions))
 
 
 def bare_loop(steps=3, clip_norm=None):
@@ -366,6 +371,10 @@ def test_two_processes_are_one_and_agree_when_something_happens_to_one_of_them(t
     assert [[index for part in four for index in part] for four in parts] == one.loss.seen
     found, expected = (load_weights(tmp_path / name / "checkpoints", "raw").tensors for name in ("two", "one"))
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    train(tmp_path / "one_with_two_networks", loss=CriticLoss, **options)
+    names = ("two_networks", "one_with_two_networks")
+    critic, alone = (load_weights(tmp_path / name / "checkpoints", "raw").auxiliary for name in names)
+    assert_close(critic, alone, rtol=1e-12, atol=1e-12)
     assert first["results"] == second["results"]
     for name, result in one.results.items():
         for key, value in result.items():

@@ -81,6 +81,23 @@ class ToyLoss:
         }
 
 
+class CriticLoss(ToyLoss):
+    """Tokens weigh what a second network says of the token before; that one learns to foretell their costs, too."""
+
+    def __init__(self, model, tokenizer=None, seen=None, auxiliary_optimizer=None):
+        super().__init__(model, tokenizer, seen)
+        self.auxiliary_optimizer = auxiliary_optimizer
+        self.auxiliary = nn.Embedding(VOCAB, 1, dtype=model.embed.weight.dtype)
+        self.auxiliary.weight.data.copy_(torch.linspace(-1, 1, VOCAB)[:, None])
+
+    def loss_fn(self, batch):
+        inputs, targets = batch["ids"][:, :-1], batch["ids"][:, 1:]
+        ce = F.cross_entropy(self.model(inputs).transpose(1, 2), targets, reduction="none") * (targets != PAD)
+        said = self.auxiliary(inputs).squeeze(-1) * (targets != PAD)
+        loss = (2 * said.sigmoid() * ce + (said - ce.detach()).square()).sum() / (targets != PAD).sum()
+        return {**super().loss_fn(batch), "loss": self.scale * loss}
+
+
 class ToyPredictor:
     """Repeats the most likely token once."""
 
@@ -226,6 +243,7 @@ def make_run(
     best=False,
     dtype=torch.float64,
     eval_size=7,
+    loss=ToyLoss,
     **options,
 ):
     """(trainer, harness, data) of one part of a run in ``folder``."""
@@ -234,7 +252,7 @@ def make_run(
     seen = []
     harness = Harness(
         model=model,
-        loss=ToyLoss(model, seen=seen),
+        loss=loss(model, seen=seen),
         predictor=ToyPredictor(model),
         tokenizer=range(VOCAB),
         optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=lr, fused=True),
@@ -277,6 +295,21 @@ def train(folder, **options):
     checkpoint = newest_valid(Path(folder) / "checkpoints")
     trainer.fit(harness, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer, harness, data
+
+
+EXACT = {"dropout": 0.0, "ema": None, "steps": 3, "clip_norm": None}
+"""What a bare loop of three steps does too."""
+
+
+def weights(harness):
+    """Those of the model, now."""
+    return [parameter.detach().clone() for parameter in harness.model.parameters()]
+
+
+def batch_of_step(step, *, size=20, batch=8):
+    """The global batch that a run of these sizes trains on."""
+    positions = torch.arange(step * batch, (step + 1) * batch).numpy()
+    return collate(fetch(toy_rows(size), Plan(size, batch, 0).indices(positions), positions, positions))
 
 
 def digest(value):
@@ -350,6 +383,7 @@ def main_of_two(folder):
     trainer, harness, data = train(folder / "two", **options)
     trainer.test(harness, datamodule=data, verbose=False)
     report["seen"], report["results"] = harness.loss.seen, harness.results
+    train(folder / "two_networks", loss=CriticLoss, **options)
 
     trainer, harness, data = make_run(folder / "nan", **options)
     if rank == 1:

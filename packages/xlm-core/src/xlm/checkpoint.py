@@ -15,7 +15,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -250,6 +250,8 @@ class Weights:
     kind: Kind
     source: Path
     step: int | None
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    """Those of the loss's own network; empty where it has none."""
 
 
 def load_weights(path: AnyPath, weights: Kind | None = None) -> Weights:
@@ -287,8 +289,11 @@ def _weights_of(content: Mapping[str, Any], path: Path, weights: Kind | None) ->
         raise _no_ema(path)
     kind: Kind = weights or ("ema" if averaged else "raw")
     state = content["current_model_state"] if averaged and kind == "raw" else content["state_dict"]
-    tensors = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
-    return Weights(tensors, kind, path, content["global_step"])
+    return Weights(_part(state, "model."), kind, path, content["global_step"], _part(state, "auxiliary."))
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _no_ema(path: Path) -> UserError:
@@ -298,30 +303,45 @@ def _no_ema(path: Path) -> UserError:
 def _read_safetensors(path: Path, weights: Kind | None) -> Weights:
     if not path.is_file():
         raise UserError("there is no such file", where=str(path), fix="check the path")
+    tensors, about = _tensors_of(path)
+    kind: Kind = "ema" if about.get("weights") == "ema" else "raw"
+    if weights == "ema" and kind == "raw":
+        raise _no_ema(path)
+    if weights == "raw" and kind == "ema":
+        raise UserError("holds averaged weights", where=str(path), value="weights=raw", fix="use model.safetensors")
+    beside = _auxiliary_file(path)
+    auxiliary = _tensors_of(beside)[0] if beside.is_file() else {}
+    return Weights(tensors, kind, path, int(about["step"]) if "step" in about else None, auxiliary)
+
+
+def _tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a ``.safetensors`` file."""
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
         raise UserError(f"the file is damaged ({error})", where=str(path), fix="restore it from a backup") from None
-    kind: Kind = "ema" if about.get("weights") == "ema" else "raw"
-    if weights == "ema" and kind == "raw":
-        raise _no_ema(path)
-    if weights == "raw" and kind == "ema":
-        raise UserError("holds averaged weights", where=str(path), value="weights=raw", fix="use model.safetensors")
     for alias, name in json.loads(about.get("shared", "{}")).items():
         tensors[alias] = tensors[name]
-    return Weights(tensors, kind, path, int(about["step"]) if "step" in about else None)
+    return tensors, about
 
 
-def load_into(model: nn.Module, weights: Weights) -> None:
-    """Copy weights into a model of the same names and shapes.
+def _auxiliary_file(path: Path) -> Path:
+    """Where the loss's own network lies, beside the file of the model's weights."""
+    return path.with_name(f"{path.stem}_auxiliary.safetensors")
+
+
+def load_into(model: nn.Module, weights: Weights, *, auxiliary: nn.Module | None = None) -> None:
+    """Copy weights into a model of the same names and shapes, and into the loss's own network.
 
     Raises:
         UserError: as ``require_match``.
     """
-    require_match(weights.tensors, model.state_dict(), str(weights.source))
-    model.load_state_dict(weights.tensors)
+    for network, tensors in ((model, weights.tensors), (auxiliary, weights.auxiliary)):
+        if network is not None:
+            require_match(tensors, network.state_dict(), str(weights.source))
+            network.load_state_dict(tensors)
 
 
 def require_match(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
@@ -364,7 +384,9 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def export_weights(checkpoint: AnyPath, folder: AnyPath) -> list[Path]:
-    """Write ``model.safetensors``, and ``model_ema.safetensors`` where there are averaged weights, into ``folder``."""
+    """Write ``model.safetensors``, and ``model_ema.safetensors`` where there are averaged weights, into ``folder``;
+    ``model_auxiliary.safetensors`` (``model_ema_auxiliary.safetensors``) where the loss has a network of its own.
+    """
     source = Path(checkpoint)
     content = read_checkpoint(source)
     kinds: tuple[Kind, ...] = ("raw", "ema") if "current_model_state" in content else ("raw",)
@@ -373,14 +395,20 @@ def export_weights(checkpoint: AnyPath, folder: AnyPath) -> list[Path]:
 
 def _export(weights: Weights, folder: Path) -> Path:
     path = folder / ("model_ema.safetensors" if weights.kind == "ema" else "model.safetensors")
+    if weights.auxiliary:
+        _write_tensors(weights.auxiliary, weights, _auxiliary_file(path))
+    _write_tensors(weights.tensors, weights, path)
+    return path
+
+
+def _write_tensors(named: Mapping[str, Tensor], weights: Weights, path: Path) -> None:
     owners: dict[object, str] = {}
     shared = {}  # safetensors refuses two names for one storage: tied embeddings are written once
-    for name, tensor in weights.tensors.items():
+    for name, tensor in named.items():
         owner = owners.setdefault((tensor.data_ptr(), tensor.shape), name)
         if owner != name:
             shared[name] = owner
-    tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items() if name not in shared}
+    tensors = {name: tensor.contiguous() for name, tensor in named.items() if name not in shared}
     about = {"format": "pt", "weights": weights.kind, "step": str(weights.step), "shared": json.dumps(shared)}
     content = safetensors_bytes(tensors, metadata=about)
     write_atomically(path, lambda file: file.write(content), needed=len(content))
-    return path

@@ -22,7 +22,8 @@ from xlm import checkpoint as checkpoints
 from xlm.errors import UserError
 from xlm.evaluation import Evaluation, LossEvaluation, PredictionEvaluation
 from xlm.noise import Stream, noise_key
-from xlm.optim import global_norm
+from xlm.optim import JointOptimizer, global_norm
+from xlm.protocols import WithAuxiliary
 from xlm.ranks import gather
 from xlm.resume import recount, require_resumable
 from xlm.window import NonFiniteError, Verdict, Window
@@ -36,7 +37,7 @@ class Harness(pl.LightningModule):
 
     Args:
         model: The bare network.
-        loss: Its training objective.
+        loss: Its training objective, with a second network where it is ``WithAuxiliary``.
         predictor: Its sampler, and the owner of its likelihood.
         tokenizer: Of the run.
         optimizer: Makes the optimizer of a model.
@@ -77,6 +78,8 @@ class Harness(pl.LightningModule):
         self.seed, self.clip_norm, self.compile_loss = seed, clip_norm, compile
         self.likelihood_draws, self.log_samples = likelihood_draws, log_samples
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.auxiliary: nn.Module | None = loss.auxiliary if isinstance(loss, WithAuxiliary) else None
+        _require_apart(model, self.auxiliary)
 
         self.results: dict[str, dict[str, Any]] = {}
         """Final numbers of every evaluated data set, by ``<split>.<name>``."""
@@ -104,12 +107,20 @@ class Harness(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule stepped after every optimizer step."""
-        optimizer = self.make_optimizer(self.model)
+        optimizer = self.build_optimizer()
         if self.make_schedule is None:
             return optimizer
         steps = self.trainer.max_steps
         _require(steps >= 0, "a learning-rate schedule needs to know its end", "trainer.max_steps", steps)
         return [optimizer], [{"scheduler": self.make_schedule(optimizer, steps), "interval": "step"}]
+
+    def build_optimizer(self) -> Optimizer:
+        """The model's, or the two of the model and of the loss's own network as one."""
+        optimizer = self.make_optimizer(self.model)
+        if self.auxiliary is None:
+            return optimizer
+        make = self.loss.auxiliary_optimizer or self.make_optimizer
+        return JointOptimizer([optimizer, make(self.auxiliary)])
 
     def _configure_loss(self) -> None:
         if hasattr(self.loss, "configure"):
@@ -136,7 +147,11 @@ class Harness(pl.LightningModule):
         if isinstance(self.trainer.val_check_batch, int):
             self.trainer.val_check_batch = math.ceil(self.trainer.val_check_batch / parts) * parts
         if self.trainer.global_step == 0:
-            self.record({"parameters": self.n_parameters})
+            self.record({"parameters": self.n_parameters, **self._auxiliary_size()})
+
+    def _auxiliary_size(self) -> dict[str, int]:
+        network = self.auxiliary
+        return {} if network is None else {"auxiliary_parameters": sum(p.numel() for p in network.parameters())}
 
     # Training
 
@@ -161,23 +176,30 @@ class Harness(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Make the gradient that of the global mean, clip it, and refuse it unless it is finite.
+        """Make the gradient that of the global mean, clip it, and refuse it unless it is finite."""
+        sums = self._sums_over_ranks()
+        networks = optimizer.parts if isinstance(optimizer, JointOptimizer) else [optimizer]
+        norms = [self._scale_and_clip(network, denominator=sums[1]) for network in networks]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        self._submit(Verdict(self.trainer.global_step + 1, self._window, norm, sums), optimizer)
+        self._lr, self._window = optimizer.param_groups[0]["lr"], Window()
+
+    def _scale_and_clip(self, optimizer: Optimizer, *, denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Norm, before it is clipped, of the gradient of one network.
 
         Lightning and DDP averaged over micro-batches and ranks the gradients of sums: times their number, divided by
         the denominators of all, that is the gradient of the mean over all of them, however they were split.
         """
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        sums = self._sums_over_ranks()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = global_norm(parameters)
-        factor = torch.ones_like(norm) if parts == 1 else torch.where(sums[1] > 0, parts / sums[1], 0.0).to(norm)
+        factor = torch.ones_like(norm) if parts == 1 else torch.where(denominator > 0, parts / denominator, 0).to(norm)
         norm = norm * factor
         if self.clip_norm is not None:
             factor = factor * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         if parts > 1 or self.clip_norm is not None:
             torch._foreach_mul_([parameter.grad for parameter in parameters], factor)
-        self._submit(Verdict(self.trainer.global_step + 1, self._window, norm, sums), optimizer)
-        self._lr, self._window = optimizer.param_groups[0]["lr"], Window()
+        return norm
 
     def _sums_over_ranks(self) -> Float[Tensor, " sums"]:
         """The window's sums and the number of ranks asked to stop, over all ranks: one collective a step."""
@@ -357,7 +379,7 @@ class Harness(pl.LightningModule):
             source,
             fix="use the tokenizer of that run",
         )
-        checkpoints.require_match(_model_part(checkpoint["state_dict"]), self.model.state_dict(), source)
+        checkpoints.require_match(_named(checkpoint["state_dict"]), _named(self.state_dict()), source)
         if self.trainer.state.fn == TrainerFn.FITTING:
             callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
             require_resumable(checkpoint, source, averages=any(isinstance(c, WeightAveraging) for c in callbacks))
@@ -381,8 +403,17 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _model_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters as a person knows them: those of the model by their own names."""
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def _require_apart(model: nn.Module, auxiliary: nn.Module | None) -> None:
+    """A parameter of both networks would be stepped twice."""
+    own = {id(parameter) for parameter in model.parameters()}
+    shared = [name for name, p in auxiliary.named_parameters() if id(p) in own] if auxiliary is not None else []
+    fix = "give the auxiliary network parameters of its own, and call the model from loss_fn"
+    _require(not shared, "the auxiliary network shares parameters with the model", "loss", ", ".join(shared), fix)
 
 
 def _require(holds: bool, what: str, where: str, value: object = None, fix: str = "choose another value") -> None:

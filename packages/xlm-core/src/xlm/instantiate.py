@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +29,7 @@ def trust(packages: Iterable[str]) -> None:
 
 def is_trusted(path: str) -> bool:
     """Whether a dotted path lies in a package that configurations may name."""
-    installed = [package.module for package in registry.packages()]
+    installed = [package.top for package in registry.packages()]
     from_environment = [name for name in os.environ.get(TRUST_VARIABLE, "").split(",") if name]
     allowed = (*TRUSTED, *installed, *_named_by_user, *from_environment)
     return any(path == name or path.startswith(f"{name}.") for name in allowed)
@@ -40,6 +41,8 @@ def check_trusted(target: Any, where: str) -> None:
         raise UserError(
             "not the path of a class or a function", where=f"{where}._target_", value=target, fix="correct it"
         )
+    if not is_trusted(target):
+        registry.package_of(target)  # says why, if its package is left out
     if not is_trusted(target) or any(part.startswith("_") for part in target.split(".")):
         raise UserError(
             "a configuration may not run this",
@@ -52,9 +55,9 @@ def check_trusted(target: Any, where: str) -> None:
 def locate(target: Any, where: str) -> Any:
     """The class or function of a dotted path, imported only if its package is trusted and fits this core."""
     check_trusted(target, where)
-    if package := registry.package_of(target):
-        package.check_core()
-    found = _find(target, where)
+    package = registry.package_of(target)
+    with registry.importing(package) if package else nullcontext():
+        found = _find(target, where, package.distribution if package else "it")
     origin = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     if not (inspect.isclass(found) or inspect.isfunction(found)) or not is_trusted(origin):
         raise UserError(
@@ -66,7 +69,7 @@ def locate(target: Any, where: str) -> Any:
     return found
 
 
-def _find(target: str, where: str) -> Any:
+def _find(target: str, where: str, provider: str) -> Any:
     top, *rest = target.split(".")
     try:
         found, path = import_module(top), top
@@ -76,9 +79,8 @@ def _find(target: str, where: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and not target.startswith(error.name):
             raise  # one of its own imports is missing: that is no mistake in the configuration
-        raise UserError(
-            "no such class or function", where=f"{where}._target_", value=target, fix=f"check the path after '{top}'"
-        ) from error
+        what, fix = "no such class or function", f"check the path after '{top}': {provider} has none of this name"
+        raise UserError(what, where=f"{where}._target_", value=target, fix=fix) from error
     return found
 
 
@@ -121,9 +123,9 @@ def _as_annotated(value: Any, target: Any, name: str) -> Any:
 def construct(node: Any, *, where: str | None = None, **context: Any) -> Any:
     """Build what a configuration node describes, nested parts first.
 
-    A mapping with ``_target_`` becomes what that constructor returns (a ``functools.partial`` of it under
-    ``_partial_: true``); other mappings and lists keep their shape. An argument that is absent or null is taken from
-    the context where the context has it by name.
+    A mapping with ``_target_`` becomes what that constructor returns; other mappings and lists keep their shape. An
+    argument that is absent or null is taken from the context where the context has it by name. Under
+    ``_partial_: true`` it becomes a ``functools.partial``, and what is absent is left to the caller.
 
     Args:
         node: Configuration node, or plain containers.
@@ -157,11 +159,10 @@ def _call(node: dict[str, Any], where: str, context: Mapping[str, Any]) -> Any:
     names = parameters(target)
     missing = [name for name in names if node.get(name) is None and name in context]
     arguments = {name: _as_annotated(value, target, name) for name, value in node.items()}
-    arguments |= {name: context[name] for name in missing}
     if as_partial:
         return partial(target, **arguments)
     try:
-        return target(**arguments)
+        return target(**arguments | {name: context[name] for name in missing})
     except UserError:
         raise
     except (TypeError, ValueError) as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -47,6 +48,48 @@ def adamw(
     _require(in_range, "must both lie in [0, 1)", "optimizer.betas", list(betas), "use [0.9, 0.95]")
     fused = all(parameter.device.type in FUSED_DEVICES for parameter in model.parameters())
     return AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(beta1, beta2), eps=eps, fused=fused)
+
+
+class JointOptimizer(Optimizer):
+    """Several optimizers that step as one: one schedule scales their rates, one state is saved.
+
+    Args:
+        parts: Optimizers of different parameters.
+
+    Example:
+        >>> model, critic = nn.Linear(2, 2), nn.Linear(2, 1)
+        >>> joint = JointOptimizer([adamw(model, lr=1e-3), torch.optim.SGD(critic.parameters(), lr=0.1)])
+        >>> [group["lr"] for group in joint.param_groups]
+        [0.001, 0.001, 0.1]
+    """
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = list(parts)
+        super().__init__([group for part in self.parts for group in part.param_groups], {})  # the same dictionaries
+        self._share()
+
+    def _share(self) -> None:
+        """Have the parts work on the groups and the state of the whole."""
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore groups and states of all parts."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every part, after the closure. ``found_inf``, where a fused step is told of it, reaches all."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for part in self.parts:
+            if hasattr(self, "found_inf"):
+                part.found_inf = self.found_inf  # type: ignore[attr-defined]  # torch's own door for scalers
+            part.step()
+        return loss
 
 
 @dataclass(frozen=True, kw_only=True)

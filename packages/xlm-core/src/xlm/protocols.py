@@ -7,7 +7,7 @@ Logarithms are natural: every likelihood is in nats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -187,6 +187,25 @@ class Configurable(Protocol):
 
     def configure(self, pl_module: Harness) -> None:
         """Called once, before the first step, with the model on its device."""
+        ...
+
+
+@runtime_checkable
+class WithAuxiliary(Protocol):
+    """A loss that trains a second network beside the model: a critic, a planner, a learned noise schedule.
+
+    One ``loss``, one backward pass; each network takes the steps of its own optimizer, under the run's one schedule,
+    and is clipped by its own norm. The second network is saved, averaged and restored with the model, for whoever
+    evaluates the loss. What a predictor needs, too, belongs into the model.
+    """
+
+    if TYPE_CHECKING:  # a submodule where the loss is a module, which isinstance does not see from Python 3.12 on
+        auxiliary: torch.nn.Module
+        """Made by the loss's constructor, of parameters of its own."""
+
+    @property
+    def auxiliary_optimizer(self) -> Callable[[torch.nn.Module], torch.optim.Optimizer] | None:
+        """Makes its optimizer; None makes one as the model's."""
         ...
 
 

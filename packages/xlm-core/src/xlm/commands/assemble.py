@@ -14,7 +14,7 @@ from torch import nn
 from xlm.data.datamodule import SPLITS, DataModule
 from xlm.errors import UserError
 from xlm.instantiate import construct
-from xlm.protocols import Checking
+from xlm.protocols import Checking, WithAuxiliary
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -39,6 +39,11 @@ class Parts:
     noise_schedule: Any
     collators: dict[str, Callable[..., Any]]
     """By role, what builds a collator from its context."""
+
+    @property
+    def auxiliary(self) -> nn.Module | None:
+        """The network that the loss trains beside the model, where it has one."""
+        return self.loss.auxiliary if isinstance(self.loss, WithAuxiliary) else None
 
 
 def assemble(
@@ -193,7 +198,7 @@ def rehearse(config: DictConfig) -> None:
     if devices > 0:
         datamodule.accumulate(devices * settings.num_nodes)
     harness = build_harness(config, parts)
-    optimizer = harness.make_optimizer(parts.model)
+    optimizer = harness.build_optimizer()
     if harness.make_schedule is not None:
         harness.make_schedule(optimizer, settings.steps(1))
     _rehearse_callbacks(build_callbacks(config, Path(".")), datamodule)

@@ -119,10 +119,10 @@ def _step(harness: Any, batch: Mapping[str, Any]) -> list[list[Any]]:
     if isinstance(harness.loss, Configurable):
         harness.loss.configure(harness)
     placed = {key: value.to(harness.device) if hasattr(value, "to") else value for key, value in batch.items()}
-    optimizer = harness.make_optimizer(harness.model)
+    optimizer = harness.build_optimizer()
     losses = harness.loss.loss_fn(placed)
     losses["loss"].backward()
-    norm = float(global_norm(harness.model.parameters()))
+    norm = float(global_norm(harness.parameters()))
     optimizer.step()
     loss = float(losses["loss"].detach())
     if not (math.isfinite(loss) and math.isfinite(norm)):

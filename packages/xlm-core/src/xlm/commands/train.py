@@ -111,7 +111,8 @@ def _assemble(config: DictConfig, run_dir: Path) -> Parts:
         fix = "choose a datamodule that has a data set to train on"
         raise UserError("there is no training data", where="datamodule.dataset_managers.train", fix=fix)
     if config.init_from:
-        load_into(parts.model, load_weights(Path(config.init_from).expanduser(), config.weights))
+        weights = load_weights(Path(config.init_from).expanduser(), config.weights)
+        load_into(parts.model, weights, auxiliary=parts.auxiliary if weights.auxiliary else None)
     return parts
 
 
@@ -162,7 +163,7 @@ def _use_weights(config: DictConfig, harness: Harness, run_dir: Path) -> None:
 
     if config.weights and config.weights != harness.weights:
         weights = load_weights(run_dir, config.weights)
-        load_into(harness.model, weights)
+        load_into(harness.model, weights, auxiliary=harness.auxiliary)
         harness.weights = weights.kind
 
 

@@ -169,6 +169,20 @@ class ToyPromptCollator:
         return {"input_ids": pad(rows, self.tokenizer.pad_token_id), **keys(examples)}
 
 
+class CriticLoss(ToyLoss):
+    """Tokens weigh what a second network says of the token before them."""
+
+    def __init__(self, *, model: ToyModel, tokenizer, vocab_size: int, auxiliary_optimizer=None) -> None:
+        super().__init__(model=model, tokenizer=tokenizer)
+        self.auxiliary, self.auxiliary_optimizer = nn.Embedding(vocab_size, 1), auxiliary_optimizer
+
+    def loss_fn(self, batch):
+        said = self.auxiliary(batch["input_ids"]).squeeze(-1).sigmoid()
+        costs = F.cross_entropy(self.model(batch["input_ids"]).transpose(1, 2), batch["target_ids"], reduction="none")
+        total = batch["predicted"].sum()
+        return {"loss": (said * costs * batch["predicted"]).sum() / total, "loss_denominator": total}
+
+
 class NaNLoss(ToyLoss):
     """What a check must notice."""
 
