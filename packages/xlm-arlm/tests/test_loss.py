@@ -12,6 +12,7 @@ from xlm.testing.factories import keyed, lm_examples, seq2seq_examples, tiny_tok
 from xlm_arlm.collator import ARLMCollator, ARLMSeq2SeqCollator
 from xlm_arlm.loss import ARLMLoss
 from xlm_arlm.model import ARLMTransformer
+from xlm_arlm.predictor import ARLMPredictor
 
 TOKENIZER = tiny_tokenizer()
 
@@ -153,6 +154,15 @@ def test_row_by_row_accumulation_gives_the_gradient_of_the_batch():
     total = sum(part["loss"] * part["loss_denominator"] for part in parts)
     accumulated = torch.autograd.grad(total / sum(part["loss_denominator"] for part in parts), parameters)
     torch.testing.assert_close(whole, accumulated)
+
+
+@pytest.mark.parametrize("collate", [opened, window])
+def test_its_nll_is_the_predictors_likelihood_and_says_so(collate):
+    loss = tiny_loss()
+    batch = collate(lm_examples([5, 5, 5]))
+    likelihood = ARLMPredictor(model=loss.model, tokenizer=TOKENIZER).log_likelihood(batch)
+    torch.testing.assert_close(loss.loss_fn(batch)["nll"].double(), likelihood["nll"], rtol=1e-10, atol=0)
+    assert loss.nll_kind == likelihood["kind"] == "exact"
 
 
 def test_configure_moves_the_constants():

@@ -229,6 +229,14 @@ def test_a_tests_likelihood_comes_from_the_predictor_alone(tmp_path):
     assert (result["kind"], result["estimator"], result["n_calls"]) == ("exact", "toy", 6.0)
 
 
+def test_a_loss_that_says_its_nll_is_exact_is_reported_so(tmp_path):
+    trainer, harness, data = make_run(tmp_path, ema=None, dropout=0.0, steps=1)
+    harness.loss.nll_kind = "exact"
+    trainer.fit(harness, datamodule=data)
+    result = harness.results["val.texts"]
+    assert (result["kind"], result["estimator"]) == ("exact", "the training loss")
+
+
 def test_a_loss_that_estimates_no_likelihood_is_validated_by_one_draw_of_the_predictor(tmp_path):
     trainer, harness, data = make_run(tmp_path, ema=None, dropout=0.0)
     harness.likelihood_draws = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from xlm.nn.linear_cross_entropy import linear_cross_entropy
-from xlm.protocols import Harness, LossFunction, Tokenizer
+from xlm.protocols import Harness, Kind, LossFunction, Tokenizer
 from xlm.sampling import suppressed_ids
 
 from xlm_arlm.types import ARLMBatch, ARLMLossDict, ARLMModel
@@ -19,6 +19,8 @@ class ARLMLoss(LossFunction[ARLMBatch, ARLMLossDict]):
         model: The network.
         tokenizer: Says which tokens are never generated.
     """
+
+    nll_kind: Kind = "exact"
 
     def __init__(self, *, model: ARLMModel, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer

@@ -60,7 +60,7 @@ class LossEvaluation:
             self.by_rate.append(_sums_by_rate(batch["mask_rate"], losses["masked_nll"], losses["n_masked"]))
         if self.draws is None and losses.keys() >= {"nll", "n_tokens"}:
             self._add_rows(batch["index"], losses, n_calls=1)
-            self.labels = {"kind": "estimate", "estimator": "one draw of the training loss"}
+            self.labels = _labels_of(self.loss)
         else:
             likelihood = self.predictor.log_likelihood(batch, draws=self.draws or 1)
             self._add_rows(batch["index"], likelihood, n_calls=likelihood["n_calls"])
@@ -129,6 +129,12 @@ class LossEvaluation:
         if optimum is None or n_bytes is None or int(n_bytes.sum()) + ends != summary.n_tokens:
             return {}
         return {"optimum_nats_per_token": optimum()}
+
+
+def _labels_of(loss: Any) -> dict[str, str]:
+    """What the ``nll`` of a training loss is."""
+    kind = getattr(loss, "nll_kind", "estimate")
+    return {"kind": kind, "estimator": "the training loss" if kind == "exact" else "one draw of the training loss"}
 
 
 def _sums_by_rate(

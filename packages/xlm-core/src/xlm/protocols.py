@@ -41,7 +41,8 @@ class LossDict(TypedDict):
     loss_denominator: NotRequired[Float[Tensor, ""] | Int[Tensor, ""]]
     """What ``loss`` was divided by, e.g. real tokens; makes the gradient that of the global mean."""
     nll: NotRequired[Float[Tensor, " batch"]]
-    """One-draw estimate of -log p of each sequence, nats."""
+    """-log p of each sequence, nats: a one-draw estimate, unless the loss says what it is by an attribute
+    ``nll_kind``."""
     n_tokens: NotRequired[Int[Tensor, " batch"]]
     """Denominator of ``nll``: predicted real tokens of each sequence."""
     masked_nll: NotRequired[Float[Tensor, " batch"]]
