@@ -4,7 +4,6 @@ import io
 from types import SimpleNamespace
 
 import pytest
-import torch
 from rich.console import Console
 from xlm.callbacks import Replay
 from xlm.errors import UserError
@@ -26,18 +25,17 @@ class LeftToRight:
         ]
         return {"trace": events}
 
+    def to_dict(self, batch, preds):
+        hidden = [tiny_tokenizer().mask_token_id] * 3
+        return [{"index": 7, "start_ids": hidden, "trace": preds["trace"]}]
+
 
 def shown(source: object) -> str:
     out = io.StringIO()
     tokenizer, predictor = tiny_tokenizer(), LeftToRight()
     manager = SimpleNamespace(full_name="test.toy", source=source)
-    batch = {
-        "input_ids": torch.full((1, 5), tokenizer.mask_token_id),
-        "attention_mask": torch.tensor([[True, True, True, False, False]]),
-        "index": torch.tensor([7]),
-    }
     replay = Replay(n=1, frames=2, console=Console(file=out, width=100))
-    replay._show(SimpleNamespace(predictor=predictor, tokenizer=tokenizer), manager, batch)
+    replay._show(SimpleNamespace(predictor=predictor, tokenizer=tokenizer), manager, {})
     assert predictor.trace is False
     return out.getvalue()
 

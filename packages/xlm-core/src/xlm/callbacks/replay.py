@@ -16,7 +16,7 @@ from rich.text import Text
 from xlm.callbacks.samples import dotted
 from xlm.errors import UserError
 from xlm.harness import harness_of
-from xlm.trace import by_row, replay
+from xlm.trace import replay
 
 
 class Replay(Callback):
@@ -52,13 +52,13 @@ class Replay(Callback):
         predictor, kept = harness.predictor, harness.predictor.trace
         predictor.trace = True
         try:
-            events = by_row(predictor.predict(batch)["trace"], len(batch["index"]))
+            rows = predictor.to_dict(batch, predictor.predict(batch))
         finally:
             predictor.trace = kept
         draw = getattr(manager.source, "render", str)
-        for row in range(min(self.n, len(events))):
-            states = list(replay(events[row], _start(batch, row, events[row])))
-            title = f"{manager.full_name} {int(batch['index'][row])}"
+        for row in rows[: self.n]:
+            states = list(replay(row["trace"], row["start_ids"]))
+            title = f"{manager.full_name} {row['index']}"
             self._print(title, [(i, _text(harness.tokenizer, states[i])) for i in self._chosen(len(states))], draw)
 
     def _chosen(self, n_states: int) -> list[int]:
@@ -70,14 +70,6 @@ class Replay(Callback):
         panels = [Panel(Text(draw(text)), title=f"after {step}", expand=False) for step, text in states]
         self.console.print(Text(f"{title}, after how many steps:"))
         self.console.print(Columns(panels))
-
-
-def _start(batch: Mapping[str, Any], row: int, events: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The tokens of a row before anything was generated, without padding; what is appended to starts empty."""
-    if events and events[0]["action"] == "append":
-        return []
-    ids, mask = batch["input_ids"][row], batch["attention_mask"]
-    return (ids if mask is None else ids[mask[row]]).tolist()  # type: ignore[no-any-return]
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:
