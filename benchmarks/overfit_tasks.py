@@ -15,6 +15,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from xlm.cli import main as xlm
 
 CLOSE = 0.05
@@ -32,9 +34,12 @@ PACE = {"arlm": 1 / 3, "ilm": 2}
 """Steps in proportion: ARLM learns every token of an example in each, ILM sees the fewest of its many states."""
 
 PLACELESS = ("mdlm", "mlm")
+UNPROMPTED = ("hmm", "pcfg", "text")
+"""Sources of texts alone: placeless networks, which must read places off other tokens, take three times the steps."""
+
 TINY = ("model.d_model=64", "model.n_layers=2", "model.n_heads=2", "trainer.precision=32-true")
 SHORT = (
-    "harness.likelihood_draws=32",
+    "harness.likelihood_draws=128",
     "trainer.enable_progress_bar=false",
     "logger=none",
     "callbacks.saver.every=100000",
@@ -58,16 +63,26 @@ class Task(NamedTuple):
             f"datamodule.dataset_managers.train.{self.source}.{word}" for word in (*generated, f"limit={self.examples}")
         )
 
+    def steps_of(self, family: str) -> int:
+        """Optimizer steps that a family needs, with some to spare."""
+        pace = 3 if family in PLACELESS and self.source in UNPROMPTED else PACE.get(family, 1)
+        return round(self.steps * pace)
+
 
 def tasks(folder: Path) -> list[Task]:
-    """All that ship, with a file for those that read one."""
+    """All that ship, the largest first, with files for those that read some."""
     words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "box"]
     lines = [" ".join(words[(i * j + j) % len(words)] for j in range(1, 20)) for i in range(1, 60)]
     rows = [{"text": line, "prompt": f"{i}*7=", "target": str(7 * i)} for i, line in enumerate(lines)]
     (folder / "words.txt").write_text("\n\n".join(lines))
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "hub").mkdir()  # a folder laid out as a repository of the Hub
+    for split in ("train", "validation", "test"):
+        (folder / "hub" / f"{split}.jsonl").write_text((folder / "rows.jsonl").read_text())
     window, table = ("datamodule.max_length=16",), f"datamodule.path={folder / 'rows.jsonl'}"
     return [
+        Task("star_hard", "star", steps=800, examples=2),
+        *(Task(f"sudoku_{name}", "sudoku", steps=800, examples=2) for name in ("9x9", "easy", "medium", "hard")),
         Task("addition", "addition"),
         Task("addition_reversed", "addition"),
         Task("n_queens", "n_queens"),
@@ -80,11 +95,10 @@ def tasks(folder: Path) -> list[Task]:
         Task("stdlib", "text", window, 1000, 2),
         Task("text", "text", (*window, f"datamodule.path={folder / 'words.txt'}"), 1000, 2),
         Task("table", "text", (*window, table), 1000, 2),
+        Task("hub", "text", (*window, f"datamodule.path={folder / 'hub'}"), 1000, 2),
         Task("pairs", "pairs", ("datamodule.max_length=32", "datamodule.max_target_length=8", table)),
-        Task("star_medium", "star"),
-        Task("sudoku_6x6", "sudoku"),
-        *(Task(f"sudoku_{name}", "sudoku", steps=800, examples=2) for name in ("9x9", "easy", "medium", "hard")),
-        Task("star_hard", "star", steps=800, examples=2),
+        Task("star_medium", "star", steps=1200),
+        Task("sudoku_6x6", "sudoku", steps=1200),
     ]
 
 
@@ -101,8 +115,7 @@ def overfit(task: Task, family: str, folder: Path, more: Sequence[str] = ()) -> 
     """Train, test, compare."""
     run = folder / f"{task.name}-{family}"
     words = [f"model_type={family}", f"datamodule={task.name}", "debug=overfit", f"run_dir={run}", *TINY, *SHORT]
-    steps = round(task.steps * PACE.get(family, 1))
-    words += ["datamodule.global_batch_size=16", f"trainer.max_steps={steps}", "optimizer.lr=3e-3"]
+    words += ["datamodule.global_batch_size=16", f"trainer.max_steps={task.steps_of(family)}", "optimizer.lr=3e-3"]
     words += [*task.few, *task.overrides, *more]
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -163,8 +176,10 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], help="further overrides")
     asked = parser.parse_args()
     started, outcomes = time.process_time(), []
+    print(f"torch {torch.__version__.split('+')[0]} on {torch.get_num_threads()} of {os.cpu_count()} CPU cores")
     print(f"{'task':18} {'family':6} {'measure':15} {'reached':>8} {'optimum':>8}  learnt  CPU s")
     with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(XLM_CACHE_DIR=f"{folder}/xlm", HF_DATASETS_CACHE=f"{folder}/datasets")  # nothing prepared
         for task in chosen(asked.tasks, Path(folder)):
             for family in asked.families:
                 before = time.process_time()
