@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from xlm.checkpoint import load_weights
 from xlm.cli import main
+from xlm.weights import load_weights
 
 SMALL = ["model.d_model=32", "model.n_layers=2", "model.n_heads=2", "trainer.precision=32-true", "callbacks=default"]
 FEW = ["trainer.max_steps=8", "trainer.val_check_interval=4", "datamodule.global_batch_size=8"]

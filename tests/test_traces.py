@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from xlm.checkpoint import Weights
 from xlm.commands.assemble import assemble
 from xlm.commands.loading import LoadedRun
 from xlm.config import compose
 from xlm.trace import replay
+from xlm.weights import Weights
 
 FAMILIES = {"arlm": "append", "ilm": "insert", "mdlm": "reveal", "mlm": "reveal"}
 PROMPTS = ["the", "the quick brown fox", "a", "judge the"]

@@ -25,11 +25,12 @@ from toy_run import (
     train,
     weights,
 )
-from xlm.checkpoint import export_weights, load_into, load_weights, newest_valid
+from xlm.checkpoint import newest_valid
 from xlm.errors import UserError
 from xlm.harness import Harness
 from xlm.optim import JointOptimizer
 from xlm.protocols import WithAuxiliary
+from xlm.weights import export_weights, load_into, load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -29,10 +29,10 @@ from toy_run import (
     train,
     weights,
 )
-from xlm.checkpoint import load_weights
 from xlm.errors import UserError
 from xlm.files import lock
 from xlm.harness import Harness
+from xlm.weights import load_weights
 from xlm.window import NonFiniteError
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from xlm import checkpoint as checkpoints
 from xlm.errors import UserError
 from xlm.evaluation import Evaluation, LossEvaluation, PredictionEvaluation
 from xlm.noise import Stream, noise_key
@@ -26,6 +25,7 @@ from xlm.optim import JointOptimizer, global_norm
 from xlm.protocols import WithAuxiliary
 from xlm.ranks import gather
 from xlm.resume import recount, require_resumable
+from xlm.weights import Kind, require_match
 from xlm.window import NonFiniteError, Verdict, Window
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
@@ -87,7 +87,7 @@ class Harness(pl.LightningModule):
         """The first predictions of every data set, by ``<split>.<name>``."""
         self.metrics: dict[str, float | int] = {}
         """The newest value of everything logged."""
-        self.weights: checkpoints.Kind = "raw"
+        self.weights: Kind = "raw"
         """Which weights the model holds: the callback that averages them says so here."""
         self.stop_requested = False
         """Set by a signal handler on one rank; ``stop_agreed`` is the answer of all."""
@@ -379,7 +379,7 @@ class Harness(pl.LightningModule):
             source,
             fix="use the tokenizer of that run",
         )
-        checkpoints.require_match(_named(checkpoint["state_dict"]), _named(self.state_dict()), source)
+        require_match(_named(checkpoint["state_dict"]), _named(self.state_dict()), source)
         if self.trainer.state.fn == TrainerFn.FITTING:
             callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
             require_resumable(checkpoint, source, averages=any(isinstance(c, WeightAveraging) for c in callbacks))

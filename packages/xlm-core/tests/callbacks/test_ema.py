@@ -9,8 +9,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toy_run import Hook, make_run, train
 from xlm.callbacks import EMA
-from xlm.checkpoint import load_weights, newest_valid
+from xlm.checkpoint import newest_valid
 from xlm.errors import UserError
+from xlm.weights import load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

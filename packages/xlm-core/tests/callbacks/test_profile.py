@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_run import Hook, make_run, train
 from xlm.callbacks import Profile
 from xlm.callbacks.profile import PARTS, Stopwatch
-from xlm.checkpoint import load_weights
 from xlm.errors import UserError
+from xlm.weights import load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import yaml
-from xlm.checkpoint import load_weights
+from xlm.weights import load_weights
 
 EXPERIMENT = "experiment=toy_critic"
 

@@ -12,10 +12,10 @@ import sys
 import pytest
 import yaml
 from xlm.callbacks import QuietWandbLogger
-from xlm.checkpoint import load_weights
 from xlm.commands import rundir
 from xlm.config import compose
 from xlm.errors import UserError
+from xlm.weights import load_weights
 
 SHORT = ("experiment=toy_short", "callbacks.saver.every=1", "callbacks.saver.keep=9")
 

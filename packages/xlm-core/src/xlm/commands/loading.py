@@ -11,7 +11,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from xlm.checkpoint import Weights, load_into, load_weights
 from xlm.commands.assemble import LENGTHS, Parts, assemble
 from xlm.commands.prompts import Asked, Prompt, as_prompt, example
 from xlm.commands.trainer import device
@@ -22,6 +21,7 @@ from xlm.data import tokenizers
 from xlm.errors import UserError
 from xlm.instantiate import construct
 from xlm.noise import Stream, noise_key
+from xlm.weights import Weights, load_into, load_weights
 
 T = TypeVar("T")
 

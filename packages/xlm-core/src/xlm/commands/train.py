@@ -101,9 +101,9 @@ def train(config: DictConfig, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _assemble(config: DictConfig, run_dir: Path) -> Parts:
-    from xlm.checkpoint import load_into, load_weights
     from xlm.commands.assemble import assemble
     from xlm.data import tokenizers
+    from xlm.weights import load_into, load_weights
 
     saved = run_dir / "tokenizer"
     parts = assemble(config, tokenizer=tokenizers.load(saved) if saved.is_dir() else None)
@@ -151,7 +151,8 @@ def _fit(trainer: Trainer, harness: Harness, parts: Parts, run_dir: Path) -> boo
 
 def _export(trainer: Trainer, run_dir: Path) -> list[Path]:
     """The last weights as files of their own."""
-    from xlm.checkpoint import export_weights, newest_valid
+    from xlm.checkpoint import newest_valid
+    from xlm.weights import export_weights
 
     newest = newest_valid(run_dir / "checkpoints") if trainer.is_global_zero else None
     return export_weights(newest, run_dir) if newest else []
@@ -159,7 +160,7 @@ def _export(trainer: Trainer, run_dir: Path) -> list[Path]:
 
 def _use_weights(config: DictConfig, harness: Harness, run_dir: Path) -> None:
     """Test the weights that were asked for, where they are not those in the module."""
-    from xlm.checkpoint import load_into, load_weights
+    from xlm.weights import load_into, load_weights
 
     if config.weights and config.weights != harness.weights:
         weights = load_weights(run_dir, config.weights)
