@@ -102,8 +102,11 @@ def test_an_import_that_fails_inside_a_part_is_not_the_configurations_mistake(mo
 
 
 def test_a_family_that_needs_another_core_is_not_imported(monkeypatch, tmp_path):
-    package = instantiate.registry.Package("late", "xlm_late", tmp_path, "xlm-late", "3.0", ">=99")
-    monkeypatch.setattr(instantiate.registry, "packages", lambda: [package])
+    from xlm.registry import FAMILIES, Broken, Offer
+
+    late = Offer(FAMILIES, "late", "xlm_late", "xlm-late", "3.0", folder=tmp_path)
+    reason = UserError("xlm-late 3.0 needs xlm-core>=99", fix="upgrade")
+    monkeypatch.setattr(instantiate.registry, "_found", lambda models_path: [Broken(late, reason)])
     with pytest.raises(UserError, match="needs xlm-core>=99"):
         locate("xlm_late.model.Model", "model")
     assert "xlm_late" not in sys.modules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import metadata
 
@@ -32,7 +33,7 @@ def install(folder, name, module, distribution, *requires, group="xlm.families")
 
 def found(name):
     """The family of this name."""
-    registry._packages.cache_clear()
+    registry.forget()
     return next(family for family in registry.families() if family.name == name)
 
 
@@ -40,9 +41,9 @@ def found(name):
 def fresh(monkeypatch):
     monkeypatch.delenv(registry.MODELS_PATH, raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    registry._packages.cache_clear()
+    registry.forget()
     yield
-    registry._packages.cache_clear()
+    registry.forget()
 
 
 def test_a_family_is_found_without_being_imported(monkeypatch, tmp_path):
@@ -56,7 +57,8 @@ def test_a_family_is_found_without_being_imported(monkeypatch, tmp_path):
 
 
 def test_a_family_inside_a_package_is_found_without_importing_its_parent(monkeypatch, tmp_path):
-    make_package(tmp_path, "outer")
+    make_package(tmp_path / "outer", "inner")
+    (tmp_path / "outer" / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     install(tmp_path, "inner", "outer.inner", "outer-dist")
     assert found("inner").folder == tmp_path / "outer" / "inner"
@@ -73,35 +75,51 @@ def test_families_come_in_name_order(monkeypatch, tmp_path):
     assert names == sorted(names)
 
 
-def test_two_distributions_of_one_name_are_refused_by_name(monkeypatch, tmp_path):
+def why(name):
+    """Why the package of this name is left out."""
+    registry.forget()
+    assert name not in [package.name for package in registry.packages()]
+    (reason,) = {str(found.reason) for found in registry.broken() if found.offer.name == name}
+    return reason
+
+
+def test_two_distributions_of_one_name_are_left_out_naming_both(monkeypatch, tmp_path):
     for name in ("one", "two"):
         make_package(tmp_path, f"xlm_{name}")
         install(tmp_path, "same", f"xlm_{name}", f"dist-{name}")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"dist-(one and dist-two|two and dist-one) both offer 'same'"):
-        registry.packages()
+    assert re.match(r"dist-(one and dist-two|two and dist-one) both offer 'same' in xlm.families; fix: ", why("same"))
 
 
-def test_an_entry_point_without_its_package_names_the_distribution(monkeypatch, tmp_path):
-    install(tmp_path, "gone", "xlm_gone_for_good", "xlm-gone")
+def test_three_distributions_of_one_name_are_all_named(monkeypatch, tmp_path):
+    for name in ("one", "two", "three"):
+        make_package(tmp_path, f"xlm_{name}")
+        install(tmp_path, "same", f"xlm_{name}", f"dist-{name}")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"xlm-gone offers 'gone'.*not there"):
-        registry.packages()
+    named = why("same").partition(" offer 'same'")[0]
+    assert sorted(named.split(", ")) == ["dist-one", "dist-three", "dist-two"]
 
 
 @pytest.mark.parametrize(
-    ("requirement", "fits"), [("xlm-core>=1.0,<2", True), ("xlm_core>=99", False), ("torch", True)]
+    ("requirement", "fits"),
+    [
+        ("xlm-core>=1.0,<2", True),
+        ("xlm_core>=99", False),
+        ("torch", True),
+        ("xlm-core>=99; extra == 'new'", True),
+        ("xlm-core>=99; python_version > '3'", False),
+        ("xlm-core-extras>=99", True),
+    ],
 )
-def test_the_core_range_of_a_family_is_checked(monkeypatch, tmp_path, requirement, fits):
+def test_the_core_range_of_a_package_is_checked(monkeypatch, tmp_path, requirement, fits):
     make_package(tmp_path, "xlm_old")
     monkeypatch.syspath_prepend(tmp_path)
     install(tmp_path, "old", "xlm_old", "xlm-old", requirement)
-    family = found("old")
     if fits:
-        family.check_core()
+        assert found("old").version == "1.0.0"
     else:
-        with pytest.raises(UserError, match=f"xlm-old 1.0.0 needs xlm-core>=99.*{metadata.version('xlm-core')}"):
-            family.check_core()
+        expected = "xlm-old 1.0.0 needs xlm-core>=99 in package xlm-old (xlm-core "
+        assert why("old").startswith(f"{expected}{metadata.version('xlm-core')}); fix: pip install --upgrade xlm-old")
     assert "xlm_old" not in sys.modules
 
 
@@ -117,10 +135,69 @@ def test_a_package_being_written_is_found_and_said(monkeypatch, tmp_path, capsys
     assert registry.package_of("xlm_new.parts.Model") is family
 
 
-def test_a_directory_without_a_package_is_refused(monkeypatch, tmp_path):
+PROJECT = """
+[project]
+name = "xlm-new"
+dependencies = ["torch", "xlm-core{range}"]
+[project.entry-points."xlm.families"]
+{name} = "xlm_new"
+[project.entry-points."xlm.tasks"]
+words = "xlm_new"
+not_here = "another"
+[project.entry-points."xlm.oracles"]
+{name} = "xlm_new.checks:case"
+"""
+
+
+@pytest.mark.parametrize("layout", ["src", "."])
+def test_a_package_being_written_offers_what_its_project_says(monkeypatch, tmp_path, layout):
+    folder = make_package(tmp_path / layout, "xlm_new")
+    (folder / "checks.py").touch()
+    (folder / "oracle_case.py").touch()
+    (tmp_path / "pyproject.toml").write_text(PROJECT.format(name="newest", range=">=1.0"))
     monkeypatch.setenv(registry.MODELS_PATH, str(tmp_path))
-    with pytest.raises(UserError, match=registry.MODELS_PATH):
-        registry.packages()
+    registry.forget()
+    offered = [package for package in registry.packages() if package.folder == folder]
+    assert [(package.name, package.is_family) for package in offered] == [("newest", True), ("words", False)]
+    assert registry.oracle_cases()["newest"] == "xlm_new.checks:case"
+
+
+def test_without_a_project_a_package_being_written_has_its_own_oracle_case(monkeypatch, tmp_path):
+    folder = make_package(tmp_path, "xlm_new")
+    (folder / "oracle_case.py").touch()
+    monkeypatch.setenv(registry.MODELS_PATH, str(folder))
+    registry.forget()
+    assert registry.oracle_cases()["new"] == "xlm_new.oracle_case:case"
+
+
+def test_the_core_range_of_a_package_being_written_is_checked_before_it_can_be_imported(monkeypatch, tmp_path):
+    folder = make_package(tmp_path / "src", "xlm_new")
+    (folder / "checks.py").touch()
+    (tmp_path / "pyproject.toml").write_text(PROJECT.format(name="new", range="<0.9"))
+    monkeypatch.setenv(registry.MODELS_PATH, str(tmp_path))
+    assert why("new").startswith(f"{folder} (being written) needs xlm-core<0.9 in package {folder} (xlm-core ")
+    assert str(folder.parent) not in sys.path
+
+
+def test_what_is_installed_and_being_written_is_one_package(monkeypatch, tmp_path):
+    folder = make_package(tmp_path, "xlm_new")
+    install(tmp_path, "new", "xlm_new", "xlm-new")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(registry.MODELS_PATH, str(folder))
+    assert found("new").distribution == "xlm-new"
+
+
+def test_a_module_being_written_that_another_would_hide_is_left_out(monkeypatch, tmp_path):
+    make_package(tmp_path / "installed", "xlm_new")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    folder = make_package(tmp_path / "written", "xlm_new")
+    monkeypatch.setenv(registry.MODELS_PATH, str(folder))
+    assert f"would be hidden by another module 'xlm_new' in xlm.families ({tmp_path}/installed/xlm_new)" in why("new")
+
+
+def test_a_directory_without_a_package_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setenv(registry.MODELS_PATH, str(tmp_path))
+    assert why(tmp_path.name).startswith("no package with configs/lightning_train in this directory in XLM_MODELS_PATH")
 
 
 COUNTING = """
@@ -173,8 +250,12 @@ def test_a_task_of_another_distribution_is_chosen_like_one_of_the_cores(counting
 
 def test_a_task_that_was_written_for_another_core_is_refused(counting):
     install(counting, "counting", "counting", "counting-task", "xlm-core>=99", group="xlm.tasks")
+    registry.forget()
     with pytest.raises(UserError, match=r"counting-task 1.0.0 needs xlm-core>=99"):
-        construct(compose(["datamodule=counting"]).datamodule)
+        compose(["datamodule=counting"])
+    with pytest.raises(UserError, match=r"counting-task 1.0.0 needs xlm-core>=99"):
+        construct({"_target_": "counting.data.Counting", "split": "test"})
+    assert "counting" not in sys.modules
 
 
 def test_parts_of_a_package_that_offers_both_are_the_familys(monkeypatch, tmp_path):
@@ -191,7 +272,7 @@ def test_a_package_being_written_is_a_family_where_it_has_a_model_type(monkeypat
     (folder / registry.CONFIGS / "model_type").rmdir()
     (folder / registry.CONFIGS / "datamodule").mkdir()
     monkeypatch.setenv(registry.MODELS_PATH, str(folder))
-    registry._packages.cache_clear()
+    registry.forget()
     assert "words" in [package.name for package in registry.packages()]
     assert "words" not in [family.name for family in registry.families()]
 

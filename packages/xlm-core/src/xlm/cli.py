@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from xlm.errors import UserError
 
-COMMANDS = "xlm.commands"
+COMMANDS, EXTERNAL = "xlm.commands", "xlm.commands.external"
 JOB = "job_type="
 FAILED, USER, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 MULTIRUN = ("-m", "--multirun")
@@ -86,7 +86,7 @@ def dispatch(words: list[str]) -> int:
             return 0
         print(usage())
         return 0 if rest and rest[0] in HELP else USER
-    module = importlib.import_module(f"{COMMANDS}.{name}")
+    module = importlib.import_module(EXTERNAL).load(name)
     if any(word in HELP[:2] for word in rest):
         print(importlib.import_module(f"{COMMANDS}.help").describe(name, module))
         return 0
@@ -95,23 +95,28 @@ def dispatch(words: list[str]) -> int:
 
 def find_command(words: list[str]) -> tuple[str | None, list[str]]:
     """(command, other words); ``job_type=NAME`` anywhere means the same as NAME in front."""
-    commands = importlib.import_module(COMMANDS).COMMANDS
     jobs = [word.removeprefix(JOB) for word in words if word.startswith(JOB)]
     rest = [word for word in words if not word.startswith(JOB)]
     if rest and not rest[0].startswith("-") and "=" not in rest[0] and rest[0] != "help":
         jobs.insert(0, rest.pop(0))
     if not jobs:
         if rest and "=" in rest[0]:
-            raise UserError("no command", value=rest[0], fix=f"begin with one of {', '.join(commands)}")
+            raise UserError("no command", value=rest[0], fix=f"begin with one of {', '.join(_commands())}")
         return None, rest
     if len(set(jobs)) > 1:
         raise UserError("two commands", value=" and ".join(jobs), fix="give one")
     name = jobs[0].replace("-", "_")
-    if name not in commands:
+    if name not in importlib.import_module(COMMANDS).COMMANDS and name not in (commands := _commands()):
+        importlib.import_module(EXTERNAL).refuse_broken(name)
         close = difflib.get_close_matches(name, commands, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         raise UserError("no such command", value=jobs[0], fix=f"{meant}the commands are {', '.join(commands)}")
     return name, rest
+
+
+def _commands() -> list[str]:
+    """Names of all commands, the core's first."""
+    return [*importlib.import_module(COMMANDS).COMMANDS, *importlib.import_module(EXTERNAL).offered()]
 
 
 def _run(name: str, module: Any, words: list[str]) -> int:
@@ -140,13 +145,14 @@ def _keyed(words: list[str], bare: str | None) -> list[str]:
 
 def usage() -> str:
     """What ``xlm --help`` prints."""
-    commands = importlib.import_module(COMMANDS).COMMANDS
-    lines = [f"  {name:14}{summary}" for name, summary in commands.items()]
+    commands, external = importlib.import_module(COMMANDS).COMMANDS, importlib.import_module(EXTERNAL)
+    lines = [f"  {name:14}{summary}" for name, summary in (commands | external.summaries()).items()]
     return "\n".join(
         [
             "usage: xlm COMMAND [key=value ...]",
             "",
             *lines,
+            *(f"  left out: {reason}" for reason in external.faults()),
             "",
             "xlm COMMAND --help lists a command's keys. First steps:",
             "  xlm info",

@@ -29,7 +29,8 @@ def describe(name: str, module: ModuleType) -> str:
     bare = f" {module.BARE.upper()}" if hasattr(module, "BARE") else ""
     usage = f"usage: xlm {name}{' model_type=FAMILY datamodule=TASK' if composes else bare} [key=value ...]"
     about = inspect.cleandoc(getattr(module, "ABOUT", ""))
-    parts = [[usage], [COMMANDS[name]], [about], [*needed, *lines], _groups() if composes else []]
+    summary = COMMANDS.get(name) or next(iter(inspect.cleandoc(module.__doc__ or "").splitlines()), "")
+    parts = [[usage], [summary], [about], [*needed, *lines], _groups() if composes else []]
     return "\n\n".join("\n".join(part) for part in parts if any(part))
 
 

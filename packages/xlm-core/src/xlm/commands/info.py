@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from xlm import registry
+from xlm.commands import external
 from xlm.config import search
+from xlm.config.inspection import inspect
 from xlm.errors import UserError
 
 LIBRARIES = ("torch", "lightning", "hydra-core", "transformers", "datasets")
+KINDS = {
+    registry.FAMILIES: "family",
+    registry.TASKS: "task",
+    registry.ORACLES: "oracle case",
+    registry.COMMANDS: "command",
+}
 TRAINING = "dataset_managers.train."
 
 
 def run(words: Sequence[str]) -> int:
-    """Print three tables."""
+    """Print tables of what can be used, and of what cannot and why."""
     if words:
         raise UserError("takes no keys", value=words[0], fix="write xlm info")
     from xlm.commands.tables import show_table
 
-    options = search.options()
+    wrong = {package: reason for package in registry.packages() if (reason := inspect(package))}
+    options = {group: _usable(files, wrong) for group, files in search.options().items()}
     families = {name: roles_of_family(file) for name, file in options.get("model_type", {}).items()}
     offered_by = {family.name: family for family in registry.families()}
     rows = [[name, _origin(offered_by.get(name)), ", ".join(roles)] for name, roles in families.items()]
@@ -29,9 +38,33 @@ def run(words: Sequence[str]) -> int:
     tasks = {name: roles_of_task(name) for name in sorted(options.get("datamodule", {}))}
     matrix = [[task, *(view(wanted, roles) for roles in families.values())] for task, wanted in tasks.items()]
     show_table("tasks: the role in which a family is trained", ["datamodule", *families], matrix)
+    commands = [[name, summary] for name, summary in external.summaries().items()]
+    if commands:
+        show_table("commands of packages", ["xlm", "what"], commands)
+    if left_out := list(_left_out(wrong)):
+        show_table("left out", ["what", "package", "why"], left_out)
     versions = [[name, metadata.version(name)] for name in ("xlm-core", *LIBRARIES) if _installed(name)]
     show_table("versions", ["package", "version"], [["python", platform.python_version()], *versions])
     return 0
+
+
+def _usable(files: Mapping[str, Path], wrong: Iterable[registry.Offer]) -> dict[str, Path]:
+    """Options without those of packages in which something is wrong."""
+    folders = [package.configs for package in wrong]
+    return {name: file for name, file in files.items() if not any(file.is_relative_to(folder) for folder in folders)}
+
+
+def _left_out(wrong: Mapping[registry.Offer, UserError]) -> Iterator[list[str]]:
+    """What cannot be used, and why; a line a reason."""
+    found = [(broken.offer, str(broken.reason)) for broken in registry.broken()]
+    found += [(package, str(reason)) for package, reason in wrong.items()]
+    for package, reason in dict.fromkeys((offer.label, reason) for offer, reason in found):
+        names = [
+            f"{KINDS[offer.group]} {offer.name}" for offer, why in found if (offer.label, why) == (package, reason)
+        ]
+        yield [", ".join(names), package, reason]
+    for option, twice in search.ambiguous().items():
+        yield [f"option {option}", "", str(twice)]
 
 
 def _installed(distribution: str) -> bool:
@@ -42,14 +75,10 @@ def _installed(distribution: str) -> bool:
         return False
 
 
-def _origin(package: registry.Package | None) -> str:
+def _origin(package: registry.Offer | None) -> str:
     if package is None:
         return search.HERE
-    try:
-        package.check_core()
-    except UserError as error:
-        return error.what
-    return f"{package.distribution} {package.version or '(being written)'}"
+    return package.label
 
 
 def roles_of_family(file: Path) -> list[str]:

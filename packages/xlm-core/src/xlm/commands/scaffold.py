@@ -119,10 +119,10 @@ def _from_family(name: str, family: str) -> dict[PurePosixPath, str]:
     """
     known = {package.name: package for package in registry.families()}
     if family not in known:
+        registry.refuse_broken(family, registry.FAMILIES)
         fix = f"choose from {', '.join(known)}" if known else search.INSTALL_ONE
         raise UserError("no such family", where="from", value=family, fix=fix)
     package = known[family]
-    package.check_core()
     own = read_files(package.folder)
     if package.module != f"xlm_{family}" or registry.ORACLE_CASE not in {
         path.parts[0].removesuffix(".py") for path in own
@@ -148,7 +148,8 @@ def _refuse_taken(name: str, texts: Mapping[PurePosixPath, str]) -> None:
     offered = search.options()
     mine = ((path.parent.name, path.stem) for path in texts if path.suffix == ".yaml")
     options = [f"the option {group}/{option}" for group, option in mine if option in offered.get(group, {})]
-    taken = [f"{p.distribution} offers {p.name}" for p in registry.packages() if p.name == name]
+    packages = [*registry.packages(), *(broken.offer for broken in registry.broken())]
+    taken = [f"{package.distribution} offers {package.name}" for package in packages if package.name == name]
     taken += ["it is what families share"] if name in registry.oracle_cases() and not taken else []
     taken += [f"there is {option}" for option in options]
     taken += [f"there is a module xlm_{name}"] if find_spec(f"xlm_{name}") else []

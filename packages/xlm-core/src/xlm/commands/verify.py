@@ -85,7 +85,12 @@ def run(words: Sequence[str]) -> int:
     folder = _folder(options.output)
     started, verdicts = time.time(), {}
     for name in names:
-        verdicts[name] = _verify(name, options)
+        try:
+            verdicts[name] = _verify(name, options)
+        except UserError as error:
+            if options.model_type is not None:
+                raise
+            verdicts[name] = Verdict([Line("can be checked", math.nan, 0.0, str(error), False, 0.0)])
         _show(name, verdicts[name])
     return _finish(verdicts, folder, time.time() - started)
 
@@ -115,6 +120,7 @@ def _names(given: str | None) -> list[str]:
         raise UserError("names no family", where="model_type", value=given or None, fix="leave it out to check all")
     for name in names:
         if name not in known:
+            registry.refuse_broken(name, registry.FAMILIES, registry.ORACLES)
             raise UserError("no such family", where="model_type", value=name, fix=f"choose from {', '.join(known)}")
     return names
 
@@ -128,7 +134,6 @@ def _verify(name: str, options: Options) -> Verdict:
     verdict, oracles = Verdict(), []
     package = next((package for package in registry.families() if package.name == name), None)
     if package:
-        package.check_core()
         oracles += generic_oracles(lambda: _parts(name))
     target = registry.oracle_cases().get(name)
     case = _case(target) if target else None
@@ -157,8 +162,9 @@ def _case(target: str) -> OracleCase:
     module, _, function = target.partition(":")
     try:
         case: OracleCase = getattr(import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"no oracle case: {error}", where="xlm.oracles", value=target, fix="correct it") from error
+    except Exception as error:
+        what = f"no oracle case: {type(error).__name__}: {error}"
+        raise UserError(what, where="xlm.oracles", value=target, fix="correct it (XLM_DEBUG=1 shows where)") from error
     return case
 
 

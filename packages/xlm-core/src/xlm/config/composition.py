@@ -49,7 +49,11 @@ def compose_options(overrides: Sequence[Override]) -> DictConfig:
         _check_option(override)
     lines = [str(override.input_line) for override in overrides]
     try:
-        config: DictConfig = loader().load_configuration(search.PRIMARY, lines, RunMode.RUN)
+        hydra = loader()
+        _check_unambiguous(hydra, lines)
+        config: DictConfig = hydra.load_configuration(search.PRIMARY, lines, RunMode.RUN)
+    except UserError:
+        raise
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise _in_our_words(error) from error
     with open_dict(config):
@@ -96,11 +100,21 @@ def loader() -> Any:
     from hydra._internal.utils import create_config_search_path
     from hydra.core.utils import setup_globals
 
-    search.options()  # refuses collisions before anything is composed
+    search.announce_broken()
     version.setbase("1.3")
     setup_globals()
     _register_search_path()
     return ConfigLoaderImpl(create_config_search_path(None))
+
+
+def _check_unambiguous(hydra: Any, lines: Sequence[str]) -> None:
+    """Refuse options that several packages offer, however they were chosen: Hydra would take the first."""
+    from hydra.types import RunMode
+
+    if twice := search.ambiguous():
+        for used in hydra.compute_defaults_list(search.PRIMARY, list(lines), RunMode.RUN).defaults:
+            if used.config_path in twice:
+                raise twice[used.config_path]
 
 
 def _check_option(override: Override) -> None:

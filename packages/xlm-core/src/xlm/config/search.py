@@ -19,6 +19,12 @@ INSTALL_ONE = "no family is installed: pip install xlm-FAMILY"
 PRIMARY = "config"
 """Name of the configuration that all begins with."""
 
+OF_FAMILIES = ("model_type", "model", "predictor", "collator")
+"""Groups whose options are families'."""
+
+NAMED = {registry.FAMILIES: OF_FAMILIES, registry.TASKS: ("datamodule", "dataset_manager")}
+"""Groups whose options begin with the name of what a package offers."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -36,34 +42,56 @@ def _announce(line: str) -> None:
 
 def sources() -> list[Source]:
     """Folders of options, the first that has an option wins."""
-    installed = {package.configs: package.distribution for package in registry.packages()}
+    packages = {package.configs: package.distribution for package in registry.packages()}
     folders = [
         (HERE, Path.cwd() / registry.CONFIGS),
         ("xlm-core", Path(xlm.__file__).parent / registry.CONFIGS),
-        *((distribution, folder) for folder, distribution in installed.items()),
+        *((distribution, folder) for folder, distribution in packages.items()),
     ]
     return [Source(provider, folder) for provider, folder in folders if folder.is_dir()]
 
 
+def announce_broken() -> None:
+    """Say once what is left out of the installed packages, and why."""
+    for found in registry.broken():
+        _announce(f"left out: {found.reason}")
+
+
 def options() -> dict[str, dict[str, Path]]:
-    """Every group's options and their files (group "": the primary one); refuses two packages that offer the same one.
+    """Every group's options and their files (group "": the primary one), without those that two packages offer.
 
     An option of the working directory replaces a packaged one, which is printed.
     """
-    found: dict[str, dict[str, tuple[Source, Path]]] = {}
+    found: dict[str, dict[str, Path]] = {}
+    for (group, name), offered in _offered().items():
+        first, *others = offered
+        if first.provider == HERE:
+            for source in others:
+                _announce(f"{group}/{name} of {HERE} replaces that of {source.provider}")
+        if first.provider == HERE or not others:
+            found.setdefault(group, {})[name] = first.folder / group / f"{name}.yaml"
+    return found
+
+
+def ambiguous() -> dict[str, UserError]:
+    """``group/option`` that several packages offer: neither stands for the other, so it cannot be chosen."""
+    return {
+        f"{group}/{name}": registry.twice(
+            [source.provider for source in offered], f"the option '{group}/{name}'", group
+        )
+        for (group, name), offered in _offered().items()
+        if offered[0].provider != HERE and len(offered) > 1
+    }
+
+
+def _offered() -> dict[tuple[str, str], list[Source]]:
+    """Who offers each (group, option)."""
+    found: dict[tuple[str, str], list[Source]] = {}
     for source in sources():
         for file in sorted(source.folder.rglob("*.yaml")):
             group = file.parent.relative_to(source.folder).as_posix().removeprefix(".")
-            first, _ = found.setdefault(group, {}).setdefault(file.stem, (source, file))
-            if first.provider == HERE != source.provider:
-                _announce(f"{group}/{file.stem} of {HERE} replaces that of {source.provider}")
-            elif first is not source:
-                raise UserError(
-                    f"{first.provider} and {source.provider} both offer the option '{group}/{file.stem}'",
-                    where=str(file),
-                    fix="uninstall one of them, or rename its option so that it begins with the family's name",
-                )
-    return {group: {name: file for name, (_, file) in files.items()} for group, files in found.items()}
+            found.setdefault((group, file.stem), []).append(source)
+    return found
 
 
 def groups() -> list[str]:
@@ -109,7 +137,11 @@ def nearest(word: str, words: Sequence[str], cutoff: float = 0.6) -> str | None:
 
 
 def unknown_option(group: str, name: str, where: str | None = None) -> UserError:
-    """The error for an option that no package offers."""
+    """The error for an option that cannot be chosen: of a package that is left out, of two packages, or of none."""
+    if f"{group}/{name}" in (twice := ambiguous()):
+        return twice[f"{group}/{name}"]
+    if left_out := _left_out(group, name):
+        return left_out
     names = sorted(options().get(group, {}))
     close = nearest(name, names)
     listed = f"choose one of {', '.join(names)}" if names else "no installed package offers an option of this group"
@@ -119,12 +151,30 @@ def unknown_option(group: str, name: str, where: str | None = None) -> UserError
     return UserError("no such option", where=where or group, value=name, fix=fix)
 
 
+def no_model_type(package: registry.Offer) -> UserError:
+    """The error for a family that cannot be chosen."""
+    what = f"{package.distribution} offers the family '{package.name}', but no option model_type/{package.name}"
+    return UserError(what, where=str(package.configs), fix=package.remedy)
+
+
+def _left_out(group: str, name: str) -> UserError | None:
+    """Why a package is left out that has this option, or whose family's name it begins with."""
+    for package in registry.families() if group == "model_type" else ():
+        if package.name == name:
+            return no_model_type(package)
+    for offer, reason in ((found.offer, found.reason) for found in registry.broken()):
+        has_it = offer.folder.is_absolute() and (offer.configs / group / f"{name}.yaml").is_file()
+        named_so = group in NAMED.get(offer.group, ()) and f"{name}_".startswith(f"{offer.name}_")
+        if offer.group in registry.PACKAGES and (has_it or named_so):
+            return reason
+    return None
+
+
 def _not_installed(group: str, name: str) -> str | None:
     """``pip install xlm-ilm`` for the option ``ilm_x``: a family's options begin with its name."""
     prefix = name.partition("_")[0]
-    of_families = group in ("model_type", "model", "predictor", "collator")
     named_after_one = (prefix == name and group == "model_type") or (
-        "_" in name and (of_families or group == "experiment")
+        "_" in name and group in (*OF_FAMILIES, "experiment")
     )
     taken = {option.partition("_")[0] for option in options().get(group, {})}
     known = prefix in taken or any(family.name == prefix for family in registry.families())

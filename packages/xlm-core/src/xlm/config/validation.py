@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 REQUIRED = {"family": "model_type", "datamodule": "datamodule"}
 """Keys that some option must set, and the group to choose it from."""
 
+PARTS = ("model", "loss", "predictor", "collators")
+"""What a family brings."""
+
 CHEAP, SLOW = ("xlm.commands",), ("lightning", "xlm.callbacks", "xlm.data", "transformers", "datasets")
 """Modules that need not even torch, and those that take seconds to import: checked first and last."""
 
@@ -40,6 +43,7 @@ def validate(config: DictConfig, extra: Collection[str] = ()) -> DictConfig:
     nodes = sorted(_targets(plain, ""), key=lambda found: _cost(str(found[1]["_target_"])))
     for where, node in nodes:
         check_trusted(node["_target_"], where)
+    check_parts(config)
     check_one_family(plain)
     for where, node in nodes:
         _check_node(config, where, node)
@@ -101,6 +105,15 @@ def check_top_level(config: DictConfig, extra: Collection[str] = ()) -> None:
     for key in config:
         if key not in known:
             raise unknown_key(config, str(key), None)
+
+
+def check_parts(config: DictConfig) -> None:
+    """Refuse a family without one of its four parts."""
+    if missing := [part for part in PARTS if not config.get(part)]:
+        package = next((package for package in registry.families() if package.name == config.family), None)
+        what = f"{package.distribution if package else 'the family'} brings no {' and no '.join(missing)}"
+        fix = f"add what is missing to its option model_type/{config.family}, or choose another family"
+        raise UserError(what, where="model_type", value=config.family, fix=fix)
 
 
 def check_one_family(plain: Mapping[str, Any]) -> None:

@@ -1,0 +1,116 @@
+"""Commands of other packages, offered through the entry point ``xlm.commands``; found without importing them.
+
+A command is a module like those beside this one: ``run(words)``, and what it has of ``Options``, ``ABOUT``, ``KEYS``,
+``FLAGS`` and ``BARE``. Its docstring's first line is its summary.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from xlm.commands import COMMANDS
+from xlm.errors import UserError
+
+if TYPE_CHECKING:
+    from xlm.registry import Offer
+
+GROUP, MODELS_PATH = "xlm.commands", "XLM_MODELS_PATH"
+
+
+def offered() -> dict[str, Offer]:
+    """Commands by name; a name of the core's is never another's."""
+    if not _may_be_some():
+        return {}
+    from xlm import registry
+
+    return {name: offer for name, offer in registry.commands().items() if name not in COMMANDS}
+
+
+def summaries() -> dict[str, str]:
+    """Commands with what they say of themselves and who offers them."""
+    return {name: f"{_summary(offer)} ({offer.distribution})".lstrip() for name, offer in offered().items()}
+
+
+def faults() -> list[UserError]:
+    """Why commands are left out."""
+    if not _may_be_some():
+        return []
+    from xlm import registry
+
+    taken = [name for name in registry.commands() if name in COMMANDS]
+    reasons = [
+        registry.twice(("xlm-core", registry.commands()[name].distribution), f"'{name}'", GROUP) for name in taken
+    ]
+    return [*reasons, *(found.reason for found in registry.broken() if found.offer.group == GROUP)]
+
+
+def refuse_broken(name: str) -> None:
+    """Say why a command is left out that a user asks for.
+
+    Raises:
+        UserError: it is left out.
+    """
+    if _may_be_some():
+        from xlm import registry
+
+        registry.refuse_broken(name, GROUP)
+
+
+def load(name: str) -> ModuleType:
+    """The module of a command, the core's or another package's.
+
+    Raises:
+        UserError: it cannot be imported, or has no ``run``.
+    """
+    if name in COMMANDS:
+        return importlib.import_module(f"xlm.commands.{name}")
+    from xlm import registry
+
+    offer = offered()[name]
+    with registry.importing(offer):
+        module = importlib.import_module(offer.module)
+    if not callable(getattr(module, "run", None)):
+        what = f"{offer.distribution} offers the command '{name}', but its module has no function run(words)"
+        raise UserError(what, where=offer.module, fix=offer.remedy)
+    return module
+
+
+def _may_be_some() -> bool:
+    """Whether to load ``importlib.metadata``, which takes longer than all else that ``xlm --help`` does."""
+    if os.environ.get(MODELS_PATH):
+        return True
+    return any(GROUP in _entry_points(folder, name) for folder in sys.path for name in _listed(folder))
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder or ".") if name.endswith((".dist-info", ".egg-info"))]
+    except OSError:
+        return []
+
+
+def _entry_points(folder: str, name: str) -> str:
+    try:
+        with open(os.path.join(folder, name, "entry_points.txt"), encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _summary(offer: Offer) -> str:
+    """The first line of a module's docstring, read and not imported."""
+    import ast
+
+    name = offer.module.rpartition(".")[2]
+    for file in (offer.folder / f"{name}.py", offer.folder / "__init__.py"):
+        try:
+            text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, SyntaxError):
+            continue
+        if text:
+            return text.splitlines()[0].rstrip(".")
+    return ""

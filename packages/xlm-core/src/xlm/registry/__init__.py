@@ -1,0 +1,166 @@
+"""What installed packages offer, found by entry point; nothing is imported to find it, and what is broken is left out.
+
+A package offers itself with lines of its ``pyproject.toml``:
+
+- ``xlm.families``, ``xlm.tasks``: a module whose options lie in ``configs/lightning_train`` beside its ``__init__.py``;
+- ``xlm.oracles``: the function that makes an oracle case for ``xlm verify`` (``mdlm = "xlm_mdlm.oracle_case:case"``);
+- ``xlm.commands``: a module like those of ``xlm.commands``, which ``xlm NAME`` runs.
+
+``XLM_MODELS_PATH`` (directories, separated as in ``PATH``) adds packages that are being written and not installed yet.
+Their ``pyproject.toml`` is read for the same lines. Without it those that offer a ``model_type`` are families, the
+others tasks, of their module's name; their oracle case is ``case`` in ``oracle_case.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from xlm.errors import UserError
+from xlm.registry.checks import checked, twice, without_twins
+from xlm.registry.offers import (
+    COMMANDS,
+    CONFIGS,
+    FAMILIES,
+    MODELS_PATH,
+    ORACLE_CASE,
+    ORACLES,
+    PACKAGES,
+    TASKS,
+    Broken,
+    Offer,
+    being_written,
+    installed,
+)
+
+__all__ = [
+    "COMMANDS",
+    "CONFIGS",
+    "FAMILIES",
+    "MODELS_PATH",
+    "ORACLES",
+    "ORACLE_CASE",
+    "PACKAGES",
+    "TASKS",
+    "Broken",
+    "Offer",
+    "broken",
+    "commands",
+    "families",
+    "forget",
+    "importing",
+    "oracle_cases",
+    "package_of",
+    "packages",
+    "refuse_broken",
+    "twice",
+]
+
+
+def packages() -> list[Offer]:
+    """Families and tasks that can be used, in name order."""
+    return _offered(*PACKAGES)
+
+
+def families() -> list[Offer]:
+    """Families that can be used, in name order."""
+    return _offered(FAMILIES)
+
+
+def commands() -> dict[str, Offer]:
+    """Commands of packages by name, in name order."""
+    return {offer.name: offer for offer in _offered(COMMANDS)}
+
+
+def oracle_cases() -> dict[str, str]:
+    """Oracle cases by name, each as ``module:function``, in name order."""
+    return {offer.name: offer.target for offer in _offered(ORACLES)}
+
+
+def broken() -> list[Broken]:
+    """What is left out, and why."""
+    return [found for found in _found(_models_path()) if isinstance(found, Broken)]
+
+
+def refuse_broken(name: str, *groups: str) -> None:
+    """Say why something is left out that a user asks for.
+
+    Raises:
+        UserError: it is left out.
+    """
+    for found in broken():
+        if found.offer.name == name and found.offer.group in groups:
+            raise found.reason
+
+
+def package_of(target: str) -> Offer | None:
+    """The package that a dotted path lies in; None for the core and for other libraries.
+
+    Of a module that offers both a family and tasks, the family.
+
+    Raises:
+        UserError: the package is left out, so nothing of it may be imported.
+    """
+    top = target.partition(".")[0]
+    found = [package for package in packages() if package.top == top]
+    for left_out in () if found else broken():
+        if left_out.offer.top == top and left_out.offer.group in PACKAGES:
+            raise left_out.reason
+    nearest = sorted(found, key=lambda package: (f"{target}.".startswith(f"{package.module}."), package.is_family))
+    return nearest[-1] if nearest else None
+
+
+@contextmanager
+def importing(offer: Offer) -> Iterator[None]:
+    """What code of a package stumbles over while it is imported is a mistake of the package.
+
+    Raises:
+        UserError: its code cannot be imported.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, SyntaxError):
+            message, place = error.msg, f"{error.filename}:{error.lineno}"
+        else:
+            frames = traceback.extract_tb(error.__traceback__)
+            inside = [frame for frame in frames if Path(frame.filename).is_relative_to(offer.folder)]
+            message, place = str(error), f"{inside[-1].filename}:{inside[-1].lineno}" if inside else offer.module
+        what = f"{offer.distribution} cannot be imported: {type(error).__name__}: {message}"
+        raise UserError(what, where=place, fix=offer.remedy) from error
+
+
+def forget() -> None:
+    """Look again: packages were added or removed."""
+    _found.cache_clear()
+
+
+def _models_path() -> str:
+    return os.environ.get(MODELS_PATH, "")
+
+
+def _offered(*groups: str) -> list[Offer]:
+    found = [offer for offer in _found(_models_path()) if isinstance(offer, Offer) and offer.group in groups]
+    return sorted(found, key=lambda offer: (offer.name, offer.group))
+
+
+@cache
+def _found(models_path: str) -> Sequence[Offer | Broken]:
+    importlib.invalidate_caches()
+    said: list[Offer | Broken] = [*installed()]
+    for directory in filter(None, models_path.split(os.pathsep)):
+        said += being_written(directory)
+    looked_at = [checked(offer) if isinstance(offer, Offer) else offer for offer in said]
+    left_out = [offer for offer in looked_at if isinstance(offer, Broken)]
+    fitting = [offer for offer in looked_at if isinstance(offer, Offer)]
+    for folder in dict.fromkeys(offer.folder for offer in fitting if offer.version is None and offer.group in PACKAGES):
+        print(f"{MODELS_PATH}: using {folder.name} from {folder}", file=sys.stderr)
+    return (*left_out, *without_twins(fitting))

@@ -1,0 +1,163 @@
+"""What packages say that they offer: entry points where installed, ``pyproject.toml`` where being written."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from xlm.errors import UserError
+
+CONFIGS = Path("configs") / "lightning_train"
+"""Where options lie: in a package, and in the working directory."""
+
+FAMILIES, TASKS, ORACLES, COMMANDS = GROUPS = ("xlm.families", "xlm.tasks", "xlm.oracles", "xlm.commands")
+"""Groups of entry points."""
+
+PACKAGES = (FAMILIES, TASKS)
+"""Groups whose modules have options, and may be named by configurations."""
+
+ORACLE_CASE = "oracle_case"
+"""Module of a package that says nothing of its oracle case; its function ``case`` makes it."""
+
+MODELS_PATH = "XLM_MODELS_PATH"
+PROJECT = "pyproject.toml"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One line of a package's entry points; nothing of the package is imported."""
+
+    group: str
+    """Of the entry point: ``xlm.families``, ..."""
+    name: str
+    """What users call it: ``mdlm``."""
+    target: str
+    """``xlm_mdlm``, ``xlm_mdlm.oracle_case:case``."""
+    distribution: str
+    """Who offers it: the distribution's name, or a path of ``XLM_MODELS_PATH``."""
+    version: str | None = None
+    """None while it is being written."""
+    requires: tuple[str, ...] = ()
+    """What the distribution needs, as it says it."""
+    folder: Path = Path()
+    """Of the module, or of the package that it is in; relative where it is not known."""
+    root: Path = Path()
+    """What must be on ``sys.path``; for a package that is being written."""
+
+    @property
+    def module(self) -> str:
+        """The module that it names: ``xlm_mdlm.oracle_case``."""
+        return self.target.partition(":")[0].strip()
+
+    @property
+    def top(self) -> str:
+        """Top-level module: ``xlm_mdlm``."""
+        return self.module.partition(".")[0]
+
+    @property
+    def is_family(self) -> bool:
+        """Whether it is a family."""
+        return self.group == FAMILIES
+
+    @property
+    def configs(self) -> Path:
+        """Folder of its options."""
+        return self.folder / CONFIGS
+
+    @property
+    def label(self) -> str:
+        """Distribution and version."""
+        return f"{self.distribution} {self.version or '(being written)'}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a package that is broken."""
+        if self.version is None:
+            return f"correct it, or take it out of {MODELS_PATH}"
+        return f"pip install --upgrade --force-reinstall {self.distribution}, or uninstall it"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Something that is left out, and why."""
+
+    offer: Offer
+    reason: UserError
+    """Names the distribution, what is wrong and what to do."""
+
+
+def installed() -> list[Offer]:
+    """Every entry point of our groups."""
+    entries = metadata.entry_points()
+    return [_offer(group, entry) for group in GROUPS for entry in entries.select(group=group)]
+
+
+def _offer(group: str, entry: metadata.EntryPoint) -> Offer:
+    if entry.dist is None:
+        return Offer(group, entry.name, entry.value, "an unnamed distribution", "?")
+    requires = tuple(entry.dist.requires or ())
+    return Offer(group, entry.name, entry.value, entry.dist.name, entry.dist.version or "?", requires)
+
+
+def being_written(directory: str) -> Iterator[Offer | Broken]:
+    """What the packages in a directory of ``XLM_MODELS_PATH`` offer."""
+    modules = _modules_in(Path(directory).expanduser().resolve())
+    if not modules:
+        fix = "name the package's directory, its project's directory, or the directory that holds it"
+        reason = UserError(f"no package with {CONFIGS} in this directory", where=MODELS_PATH, value=directory, fix=fix)
+        yield Broken(Offer(FAMILIES, Path(directory).name, "", directory), reason)
+    for module in modules:
+        yield from _offers_of(module)
+
+
+def _modules_in(directory: Path) -> list[Path]:
+    candidates = [directory, *directory.glob("*"), *directory.glob("src/*")]
+    return sorted(
+        folder
+        for folder in candidates
+        if os.path.isfile(folder / "__init__.py") and os.path.isdir(folder / CONFIGS)  # False where it is forbidden
+    )
+
+
+def _offers_of(module: Path) -> Iterator[Offer | Broken]:
+    """What the project of a module says it offers; without a word, a family or a task of the module's name."""
+    group = FAMILIES if os.path.isdir(module / CONFIGS / "model_type") else TASKS
+    package = Offer(
+        group, module.name.removeprefix("xlm_"), module.name, str(module), folder=module, root=module.parent
+    )
+    try:
+        requires, said = _said(_project_file(module))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = UserError(f"its {PROJECT} cannot be read: {error}", where=str(module), fix=package.remedy)
+        yield Broken(package, reason)
+        return
+    package = replace(package, requires=requires)
+    own = [
+        replace(package, group=group, name=name, target=target)
+        for group, name, target in said
+        if target.partition(":")[0].partition(".")[0] == module.name
+    ]
+    yield from own
+    if any(offer.group in PACKAGES for offer in own):
+        return
+    yield package
+    if any(os.path.isfile(module / file) for file in (f"{ORACLE_CASE}.py", f"{ORACLE_CASE}/__init__.py")):
+        yield replace(package, group=ORACLES, target=f"{module.name}.{ORACLE_CASE}:case")
+
+
+def _project_file(module: Path) -> Path | None:
+    """The ``pyproject.toml`` beside a module, or above its ``src``."""
+    folders = [module.parent, *([module.parent.parent] if module.parent.name == "src" else [])]
+    return next((folder / PROJECT for folder in folders if os.path.isfile(folder / PROJECT)), None)
+
+
+def _said(file: Path | None) -> tuple[tuple[str, ...], list[tuple[str, str, str]]]:
+    """(what a project needs, its entry points of our groups)."""
+    project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file else {}
+    tables = [(group, project.get("entry-points", {}).get(group, {})) for group in GROUPS]
+    lines = [(group, name, str(target)) for group, table in tables for name, target in table.items()]
+    return tuple(project.get("dependencies", ())), lines
