@@ -10,7 +10,8 @@ One bash takes a page from top to bottom and stops at the first thing that fails
 - title="PATH" after ```python, ```yaml, ...: the block is written to that file. In ```python title="PATH" notest the
   last word speaks to pytest-markdown-docs, which runs every other ```python.
 
-Trainings are shortened: a word of `SHORTER` goes behind the words of its command, where it wins.
+Commands are shortened: words of `SHORTER` go before the words of the page, where they are a default, and behind them,
+where they win.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ PROMPT, ERROR = "$ ", "error:"
 ONE_BATCH = ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.enable_progress_bar=false"]
 SMALL = ["model.d_model=16", "model.n_layers=1", "model.n_heads=2"]
 SHORTER = {
-    "train": ["trainer.max_steps=2", "trainer.val_check_interval=null", *ONE_BATCH, *SMALL],
-    "eval": ONE_BATCH,
-    "verify": ["fast=true"],
+    "train": ([], ["trainer.max_steps=2", "trainer.val_check_interval=null", *ONE_BATCH, *SMALL]),
+    "eval": ([], ONE_BATCH),
+    "verify": (["model_type=core"], ["fast=true"]),
 }
 PREAMBLE = """
 set -euo pipefail
@@ -126,8 +127,11 @@ def steps(block: Block, page: str) -> Iterator[str]:
 
 def script(page: Path) -> str:
     """All of a page as one program."""
-    shorter = "".join(f'{command}) set -- "$@" {" ".join(words)};; ' for command, words in SHORTER.items())
-    short_xlm = f'xlm() {{ case "${{1-}}" in {shorter}esac; command xlm "$@"; }}'
+    cases = (
+        f'{command}) set -- {" ".join([command, *before])} "${{@:2}}" {" ".join(behind)};;'
+        for command, (before, behind) in SHORTER.items()
+    )
+    short_xlm = f'xlm() {{ case "${{1-}}" in {" ".join(cases)} esac; command xlm "$@"; }}'
     name = shlex.quote(page.name)
     return "\n".join(
         [PREAMBLE, short_xlm, *(step for block in blocks(page.read_text()) for step in steps(block, name))]

@@ -40,9 +40,10 @@ def serve(path: str) -> None:
         sys.argv = ["xlm", *words]
         code = main()
         sys.stdout.flush()
-        os._exit(code)  # to take torch down in an orderly way takes another second
+        os._exit(code)  # to end in an orderly way takes torch another second
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     connection.sendall(str(code if code >= 0 else 128 - code).encode())
+    os._exit(0)
 
 
 def ask(path: str, words: list[str]) -> int:

@@ -110,10 +110,11 @@ def test_an_error_that_a_page_shows_and_no_command_makes_stops_the_reader(read):
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "verify"])
-def test_what_shortens_a_command_stands_behind_its_words(read, command):
+def test_what_shortens_a_command_stands_around_its_words(read, command):
     said = read(f'```console\n$ if true; then xlm {command} trainer.max_steps=900 "prompt=a b" | cat; fi\n```\n')
-    shorter = " ".join(FOLLOW["SHORTER"][command])
-    assert said.splitlines()[-1] == f"xlm {command} trainer.max_steps=900 prompt=a b {shorter}"
+    before, behind = FOLLOW["SHORTER"][command]
+    words = ["xlm", command, *before, "trainer.max_steps=900", "prompt=a b", *behind]
+    assert said.splitlines()[-1] == " ".join(words)
 
 
 @pytest.mark.parametrize("words", ["", "info", "compare runs=[a,b]"])
