@@ -67,27 +67,9 @@ def test(session: nox.Session, package: str, device: str) -> None:
     session.run("pytest", f"{folder}/tests", *only, *session.posargs, env=TEST_ENV)
 
 
-def try_wheels(session: nox.Session, folder: Path, packages: list[str], family: str | None) -> None:
-    """Build wheels, compare what they hold with the sources, and use them in an environment of nothing else."""
-
-    def run(*command: str | Path) -> None:
-        session.run(*map(str, command), env={"VIRTUAL_ENV": None, "PYTHONPATH": None}, external=True, log=False)
-
-    wheels, python, locked = folder / "wheels", folder / "environment" / "bin" / "python", folder / "locked.txt"
-    for package in packages:
-        run("uv", "build", "--quiet", "--no-sources", f"--package={package}", "--out-dir", wheels)
-        run(sys.executable, ".ci/contents.py", wheels, f"packages/{package}")
-    run("uv", "export", "--locked", "--quiet", "--no-emit-workspace", "--no-hashes", "--output-file", locked)
-    run("uv", "venv", "--quiet", "--python", sys.executable, folder / "environment")
-    offer = ["--find-links", wheels, "--constraint", locked]
-    run("uv", "pip", "install", "--quiet", "--no-sources", "--python", python, *offer, *packages)
-    shutil.copy(".ci/shipped.py", folder)
-    with session.chdir(folder):
-        run(python, "-I", "shipped.py", wheels, *([family] if family else []))
-
-
 def add_package(short: str, package: str) -> None:
     """Make the sessions of one package."""
+    with_core = list(dict.fromkeys([PACKAGES["core"], package]))
 
     def tests(session: nox.Session, device: str) -> None:
         require_device(session, device)
@@ -95,7 +77,7 @@ def add_package(short: str, package: str) -> None:
         test(session, package, device)
 
     def lowest(session: nox.Session) -> None:
-        editable = [f"--editable=packages/{name}" for name in dict.fromkeys([PACKAGES["core"], package])]
+        editable = [f"--editable=packages/{name}" for name in with_core]
         group = f"--group=packages/{package}/pyproject.toml:test"
         session.install("--resolution=lowest-direct", "--upgrade", "--quiet", *editable, group)
         test(session, package, "cpu")
@@ -110,20 +92,30 @@ def add_package(short: str, package: str) -> None:
                     session.run("mypy", "src")
 
     def wheel(session: nox.Session) -> None:
-        with tempfile.TemporaryDirectory(prefix=f"{package}-") as folder:
-            packages = list(dict.fromkeys([PACKAGES["core"], package]))
-            try_wheels(session, Path(folder), packages, None if short == "core" else short)
+        session.run(sys.executable, ".ci/wheels.py", *with_core, external=True)
+
+    def publish(session: nox.Session) -> None:
+        sync(session, "--only-group=publish")
+        session.run("python", ".ci/publish.py", *with_core)
+
+    def cores(session: nox.Session) -> None:
+        session.run(sys.executable, ".ci/cores.py", package, external=True)
 
     tests.__doc__ = f"Test {package} with only its own dependencies: unit tests, oracles, documented examples."
     lowest.__doc__ = f"Test {package} with the lowest version of every dependency that it allows."
     mypy.__doc__ = f"Check the types of {package} strictly."
     wheel.__doc__ = f"Build {package}, check what is in the wheel, and use it outside the workspace."
+    publish.__doc__ = f"Publish {package} on an index of this machine, install it from there, and use it."
+    cores.__doc__ = f"Use {package} with the lowest and the highest core that it allows; refuse those just outside."
     tags = [short, "full"]
     cases = nox.parametrize("device", DEVICES)(tests)
     nox.session(name=f"tests-{short}", python=PYTHONS, tags=[*tags, "tests"])(cases)
     nox.session(name=f"tests-lowest-{short}", python=PYTHONS[0], tags=[*tags, "lowest"])(lowest)
     nox.session(name=f"mypy-{short}", tags=[*tags, "mypy"])(mypy)
     nox.session(name=f"wheel-{short}", venv_backend="none", tags=[*tags, "wheel"])(wheel)
+    nox.session(name=f"publish-{short}", tags=[*tags, "publish"])(publish)
+    if short != "core":
+        nox.session(name=f"cores-{short}", venv_backend="none", tags=[*tags, "cores"])(cores)
 
 
 for _short, _package in PACKAGES.items():
@@ -173,5 +165,6 @@ nox.options.sessions = [
     *(f"tests-{short}-{python}(cpu)" for python in USUAL_PYTHONS for short in PACKAGES),
     *(f"tests-together-{python}" for python in USUAL_PYTHONS),
     "wheel-core",
-    "wheel-mdlm",  # the quickstart's family stands for the others, at a minute each
+    "publish-mdlm",  # the quickstart's family stands for the others, at a minute each
+    "cores-mdlm",
 ]

@@ -1,6 +1,7 @@
-"""Use installed wheels as their first user does: `python -I shipped.py WHEELS [FAMILY]`, in an empty folder.
+"""Use installed wheels as their first user does: `python -I shipped.py WHEELS FAMILY CHECK...`, in a folder for it.
 
 Needs the standard library alone. The Python that runs it is the environment that is tried, and must hold these wheels.
+The checks are functions of this file.
 """
 
 from __future__ import annotations
@@ -55,19 +56,43 @@ def reported(folder: Path) -> float:
     return nats
 
 
-def try_family(family: str) -> None:
-    """A short training and an evaluation of it, which reports the same likelihood."""
+def train(family: str) -> None:
+    """The family is found and trains."""
     rows = [line for line in xlm("info").splitlines() if f"xlm-{family}" in line]
     assert rows, f"xlm info names no xlm-{family}"
     xlm("train", f"model_type={family}", "datamodule=sudoku_4x4", *TINY, *FEW, *CPU, "run_dir=run")
-    trained = reported(Path("run"))
+    print(f"{family}: {reported(Path('run')):.4f} nats per token after two steps")
+
+
+def evaluate(family: str) -> None:
+    """An evaluation of that training reports the same likelihood."""
     xlm("eval", "checkpoint=run", "run_dir=again", *FEW[2:], *CPU)
-    evaluated = reported(Path("again"))
+    trained, evaluated = reported(Path("run")), reported(Path("again"))
     assert math.isclose(trained, evaluated, rel_tol=1e-5), f"{trained} after training, {evaluated} in an evaluation"
-    print(f"{family}: {evaluated:.4f} nats per token after two steps, in the training and in the evaluation")
+    print(f"{family}: the same in an evaluation")
 
 
-def try_core() -> None:
+def verify(family: str) -> None:
+    """What it prints is true."""
+    print(f"{family}: {xlm('verify', f'model_type={family}', '--fast', 'output=verified').splitlines()[-1]}")
+
+
+def refuse(family: str) -> None:
+    """Beside a core that the family was not written for: one line, and the family is not imported. Spoils it."""
+    spec = util.find_spec(f"xlm_{family}")
+    assert spec is not None, f"xlm_{family} is not installed"
+    assert spec.origin is not None, f"xlm_{family} is no package"
+    module = Path(spec.origin)
+    module.unlink()  # it may be linked to a cache
+    module.write_text("raise SystemExit('imported')")
+    said = xlm("train", f"model_type={family}", "datamodule=sudoku_4x4", *TINY, *CPU, "run_dir=refused", code=2)
+    assert f"xlm-{family} " in said, said
+    assert "needs xlm-core" in said, said
+    assert said.count("\n") == 1, said
+    print(said, end="")
+
+
+def core(_: str) -> None:
     """Without a family there is no model, and a line that says how to get one."""
     assert "sudoku_4x4" in xlm("info")
     said = xlm("train", "model_type=mdlm", "datamodule=sudoku_4x4", code=2)
@@ -76,11 +101,11 @@ def try_core() -> None:
     assert Path("xlm-my-model/.github/workflows/ci.yml").is_file(), "xlm scaffold leaves files out"
 
 
+CHECKS = {check.__name__: check for check in (train, evaluate, verify, refuse, core)}
+
 if __name__ == "__main__":
     for file in sorted(Path(sys.argv[1]).glob("*.whl")):
         check_origin(file)
-        print(f"{file.name}: what is installed in {sys.prefix}")
-    if sys.argv[2:]:
-        try_family(sys.argv[2])
-    else:
-        try_core()
+        print(f"{file.name}: what is installed in {sys.prefix}", flush=True)
+    for name in sys.argv[3:]:
+        CHECKS[name](sys.argv[2])

@@ -1,7 +1,7 @@
 """Say which nox sessions a change needs: `python .github/changed.py [BASE]`, in an environment with nox.
 
 Prints two outputs of a GitHub job, `cpu` and `gpu`: lists of `{"session", "python"}`. The packages that changed since
-the commit BASE are tested, and those that need them; without BASE, everything, at its lowest versions too.
+the commit BASE are tested, and those that need them; without BASE, everything, at lowest versions and published too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 # What decides how everything is tested. Other files outside the packages concern sessions that always run.
 FOR_ALL = ("noxfile.py", "pyproject.toml", "uv.lock", ".github/", ".ci/")
-NIGHTLY = "lowest"  # a tag: its sessions install other versions of everything
+NIGHTLY = {"lowest", "publish"}  # tags of sessions that install other versions of everything, or repeat a wheel's
 
 
 def requirements(root: Path) -> dict[str, set[str]]:
@@ -53,7 +53,7 @@ def chosen(
     """Sessions of nox that test the wanted packages, and those of no package; all where None is said to be wanted."""
     if wanted is None:
         return list(sessions)
-    unwanted = {NIGHTLY} | set(packages) - wanted
+    unwanted = NIGHTLY | set(packages) - wanted
     return [entry for entry in sessions if not unwanted & set(entry["tags"])]
 
 
@@ -73,16 +73,26 @@ def changed_files(base: str, root: Path) -> list[str] | None:
     return done.stdout.splitlines() if done.returncode == 0 else None
 
 
+def nox_sessions() -> list[dict[str, Any]]:
+    """Every session of nox."""
+    nox = [sys.executable, "-m", "nox", f"--noxfile={ROOT / 'noxfile.py'}", "--tags=full", "--list", "--json"]
+    found: list[dict[str, Any]] = json.loads(subprocess.run(nox, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def lowest_python(sessions: Iterable[dict[str, Any]]) -> str:
+    """The usual Python."""
+    return min(entry["python"] for entry in sessions if entry["python"])
+
+
 def main(base: str) -> None:
     """Print the outputs."""
-    nox = [sys.executable, "-m", "nox", f"--noxfile={ROOT / 'noxfile.py'}", "--tags=full", "--list", "--json"]
-    sessions = json.loads(subprocess.run(nox, check=True, capture_output=True, text=True).stdout)
+    sessions = nox_sessions()
     needs = requirements(ROOT)
     files = changed_files(base, ROOT) if base else None
     selection = chosen(sessions, needs, None if files is None else affected(files, needs))
-    lowest = min(entry["python"] for entry in sessions if entry["python"])
     for device in ("cpu", "gpu"):
-        print(f"{device}={json.dumps(jobs(selection, device, lowest))}")
+        print(f"{device}={json.dumps(jobs(selection, device, lowest_python(sessions)))}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ SESSIONS = [
     session("tests-arlm-3.12(cpu)", "arlm", "tests", python="3.12", device="cpu"),
     session("tests-lowest-arlm", "arlm", "lowest", python="3.11"),
     session("wheel-arlm", "arlm", "wheel"),
+    session("publish-arlm", "arlm", "publish"),
+    session("cores-arlm", "arlm", "cores"),
     session("lint"),
 ]
 
@@ -49,9 +51,9 @@ def test_a_change_touches_its_package_and_those_that_need_it(file, packages):
     assert changed["affected"]([file, "README.md"], NEEDS) == packages
 
 
-def test_sessions_of_other_packages_and_lowest_versions_are_left_out():
+def test_sessions_of_other_packages_and_those_of_the_night_are_left_out():
     chosen = changed["chosen"](SESSIONS, NEEDS, {"arlm"})
-    assert [entry["session"] for entry in chosen] == ["tests-arlm-3.12(cpu)", "wheel-arlm", "lint"]
+    assert [entry["session"] for entry in chosen] == ["tests-arlm-3.12(cpu)", "wheel-arlm", "cores-arlm", "lint"]
 
 
 def test_sessions_of_no_package_always_run():
@@ -67,6 +69,8 @@ def test_a_job_has_the_python_of_its_session_or_the_usual_one():
         {"session": "tests-arlm-3.12(cpu)", "python": "3.12"},
         {"session": "tests-lowest-arlm", "python": "3.11"},
         {"session": "wheel-arlm", "python": "3.11"},
+        {"session": "publish-arlm", "python": "3.11"},
+        {"session": "cores-arlm", "python": "3.11"},
         {"session": "lint", "python": "3.11"},
     ]
 
