@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from distributions import install
 from xlm import registry
 from xlm.commands import info
 from xlm.config import compose, search
@@ -19,16 +24,6 @@ def make_package(folder, name):
     (folder / name / registry.CONFIGS / "model_type").mkdir(parents=True)
     (folder / name / "__init__.py").write_text("raise RuntimeError('imported')")
     return folder / name
-
-
-def install(folder, name, module, distribution, *requires, group="xlm.families"):
-    """What pip leaves of a distribution that offers a family or a task, in a folder of ``sys.path``."""
-    about = folder / f"{distribution.replace('-', '_')}-1.0.0.dist-info"
-    about.mkdir(parents=True, exist_ok=True)
-    lines = ["Metadata-Version: 2.1", f"Name: {distribution}", "Version: 1.0.0"]
-    (about / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {needed}" for needed in requires), ""]))
-    with (about / "entry_points.txt").open("a") as file:
-        file.write(f"[{group}]\n{name} = {module}\n")
 
 
 def found(name):

@@ -144,8 +144,9 @@ def _in_our_words(error: BaseException) -> UserError:
     for cause in _chain(error):
         if isinstance(cause, MarkedYAMLError):
             mark = cause.problem_mark or cause.context_mark
-            place = f"{mark.name}:{mark.line + 1}" if mark else None
-            return UserError(str(cause.problem), where=place, fix="correct this line of the file")
+            return search.unreadable(mark.name if mark else None, str(cause.problem), mark.line + 1 if mark else None)
+        if isinstance(cause, UnicodeDecodeError):
+            return search.unreadable(search.not_utf8(), str(cause))
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, name = cause.missing_cfg_file.rpartition("/")
             return search.unknown_option(group, name)

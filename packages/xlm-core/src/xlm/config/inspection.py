@@ -27,7 +27,7 @@ def inspect(package: Offer) -> UserError | None:
 
 
 def _check_code(package: Offer) -> None:
-    for file in sorted(package.folder.rglob("*.py")):
+    for file in sorted(_code(package.folder)):
         try:
             ast.parse(file.read_bytes())
         except (SyntaxError, ValueError, OSError) as error:
@@ -36,10 +36,17 @@ def _check_code(package: Offer) -> None:
             raise UserError(what, where=f"{file}{line}", fix=package.remedy) from error
 
 
+def _code(folder: Path) -> Iterator[Path]:
+    """Python files, without those that lie among data."""
+    yield from folder.glob("*.py")
+    for init in folder.glob("*/__init__.py"):
+        yield from _code(init.parent)
+
+
 def _check_options(package: Offer) -> None:
     """Every option can be read, and names code of the package that is there."""
     for file in sorted(package.configs.rglob("*.yaml")):
-        for target in _targets(_read(package, file)):
+        for target in _targets(_read(file)):
             top, _, inner = target.partition(".")
             module = inner.partition(".")[0]
             if top == package.module and "." in inner and not _is_module(package.folder / module):
@@ -65,15 +72,15 @@ def _check_parts(package: Offer) -> None:
     if package.name not in [file.stem for file in files]:
         raise search.no_model_type(package)
     for file in files:
-        brought = set(_brought(package, file))
+        brought = set(_brought(file))
         if missing := [part for part in NEEDED if part not in brought]:
             what = f"{package.distribution} brings no {' and no '.join(missing)}"
             raise UserError(what, where=str(file), fix=package.remedy)
 
 
-def _brought(package: Offer, file: Path) -> Iterator[str]:
+def _brought(file: Path) -> Iterator[str]:
     """Top-level keys that an option sets, itself or through the groups of its defaults list."""
-    content = _read(package, file)
+    content = _read(file)
     yield from (key for key, value in content.items() if value not in (None, {}))
     for entry in content.get("defaults") or ():
         for key, option in entry.items() if isinstance(entry, dict) else [("", entry)]:
@@ -81,19 +88,19 @@ def _brought(package: Offer, file: Path) -> Iterator[str]:
             if option is not None:
                 yield (place or group).partition(".")[0]
             if not key and (sibling := file.with_name(f"{option}.yaml")).is_file():
-                yield from _brought(package, sibling)
+                yield from _brought(sibling)
 
 
-def _read(package: Offer, file: Path) -> Mapping[str, Any]:
+def _read(file: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
         return search.read_yaml(file)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise search.unreadable(file, str(error.problem), mark.line + 1 if mark else None) from error
     except (yaml.YAMLError, ValueError, OSError) as error:
-        mark = getattr(error, "problem_mark", None)
-        what = f"{package.distribution} has an option that cannot be read: {getattr(error, 'problem', None) or error}"
-        place = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise UserError(what, where=place, fix=package.remedy) from error
+        raise search.unreadable(file, str(error)) from error
 
 
 def _plain(error: Exception) -> str:

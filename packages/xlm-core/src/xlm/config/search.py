@@ -52,9 +52,10 @@ def sources() -> list[Source]:
 
 
 def announce_broken() -> None:
-    """Say once what is left out of the installed packages, and why."""
-    for found in registry.broken():
-        _announce(f"left out: {found.reason}")
+    """Say once of each distribution that it, or a part of it, is left out, and why."""
+    first = {found.offer.distribution: found.reason for found in reversed(registry.broken())}
+    for reason in first.values():
+        _announce(f"left out: {reason}")
 
 
 def options() -> dict[str, dict[str, Path]]:
@@ -116,6 +117,26 @@ def _read(file: Path, changed: int) -> Mapping[str, Any]:
 
     content = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return content if isinstance(content, dict) else {}
+
+
+def unreadable(file: str | Path | None, problem: str, line: int | None = None) -> UserError:
+    """The error for an option that cannot be read; says whose it is, where it is a package's."""
+    place = f"{file}:{line}" if line else str(file) if file else None
+    owners = [package for package in registry.packages() if file and Path(file).is_relative_to(package.configs)]
+    if not owners:
+        return UserError(problem, where=place, fix="correct this line of the file" if line else "correct the file")
+    what = f"{owners[0].distribution} has an option that cannot be read: {problem}"
+    return UserError(what, where=place, fix=owners[0].remedy)
+
+
+def not_utf8() -> Path | None:
+    """The first option whose file is no text."""
+    for file in (file for files in options().values() for file in files.values()):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return file
+    return None
 
 
 def replaced() -> list[str]:

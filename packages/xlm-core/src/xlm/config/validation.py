@@ -61,6 +61,10 @@ def check_missing(config: DictConfig) -> dict[str, Any]:
     unresolved = OmegaConf.to_container(config, resolve=False)
     keys = sorted(where for where, value in leaves(unresolved, "") if value == "???")
     keys += [key for key in REQUIRED if key not in keys and not _chosen(config, key)]
+    for key in keys:
+        if name := (config.get("choices") or {}).get(REQUIRED.get(key, "")):
+            fix = f"add it to the option {REQUIRED[key]}/{name}"
+            raise UserError(f"{_provider(key, name)} sets no {key}", where=REQUIRED[key], value=name, fix=fix)
     if keys:
         names = [_how_to_give(key) for key in keys]
         families = f"; {_families()}" if "family" in keys else ""
@@ -110,10 +114,17 @@ def check_top_level(config: DictConfig, extra: Collection[str] = ()) -> None:
 def check_parts(config: DictConfig) -> None:
     """Refuse a family without one of its four parts."""
     if missing := [part for part in PARTS if not config.get(part)]:
-        package = next((package for package in registry.families() if package.name == config.family), None)
-        what = f"{package.distribution if package else 'the family'} brings no {' and no '.join(missing)}"
-        fix = f"add what is missing to its option model_type/{config.family}, or choose another family"
-        raise UserError(what, where="model_type", value=config.family, fix=fix)
+        name = (config.get("choices") or {}).get("model_type", config.family)
+        what = f"{_provider('family', name)} brings no {' and no '.join(missing)}"
+        fix = f"add what is missing to the option model_type/{name}, or choose another family"
+        raise UserError(what, where="model_type", value=name, fix=fix)
+
+
+def _provider(key: str, name: str) -> str:
+    """Who offers an option of ``model_type`` or ``datamodule``."""
+    file = search.options().get(REQUIRED[key], {}).get(name)
+    found = [source.provider for source in search.sources() if file and file.is_relative_to(source.folder)]
+    return found[0] if found else name
 
 
 def check_one_family(plain: Mapping[str, Any]) -> None:

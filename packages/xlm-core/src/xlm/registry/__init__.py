@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from xlm.errors import UserError
-from xlm.registry.checks import checked, twice, without_twins
+from xlm.registry.checks import checked, twice, whole, without_twins
 from xlm.registry.offers import (
     COMMANDS,
     CONFIGS,
@@ -163,4 +163,4 @@ def _found(models_path: str) -> Sequence[Offer | Broken]:
     fitting = [offer for offer in looked_at if isinstance(offer, Offer)]
     for folder in dict.fromkeys(offer.folder for offer in fitting if offer.version is None and offer.group in PACKAGES):
         print(f"{MODELS_PATH}: using {folder.name} from {folder}", file=sys.stderr)
-    return (*left_out, *without_twins(fitting))
+    return tuple(whole([*left_out, *without_twins(fitting)]))

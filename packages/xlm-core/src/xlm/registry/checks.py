@@ -25,8 +25,8 @@ OWN_OPTIONS = Path(__file__).parents[1] / CONFIGS
 def checked(offer: Offer) -> Offer | Broken:
     """The offer with its folder, or what is wrong with it; a package that is being written becomes importable."""
     try:
-        _check_name(offer)
         offer = replace(offer, folder=_folder(offer))
+        _check_name(offer)
         _check_core(offer)
         if offer.group in PACKAGES:
             _check_options(offer)
@@ -49,6 +49,21 @@ def without_twins(offers: Iterable[Offer]) -> Iterator[Offer | Broken]:
             continue
         reason = twice([offer.distribution for offer in twins], f"'{name}'", group)
         yield from (Broken(offer, reason) for offer in twins)
+
+
+def whole(found: Iterable[Offer | Broken]) -> Iterator[Offer | Broken]:
+    """A package of which one family or task is broken is left out whole: its options lie in one folder."""
+    found = list(found)
+    reasons = {
+        broken.offer.folder: broken.reason
+        for broken in found
+        if isinstance(broken, Broken) and broken.offer.group in PACKAGES
+    }
+    for offer in found:
+        if isinstance(offer, Offer) and offer.group in PACKAGES and offer.folder in reasons:
+            yield Broken(offer, reasons[offer.folder])
+        else:
+            yield offer
 
 
 def twice(distributions: Iterable[str], what: str, where: str) -> UserError:

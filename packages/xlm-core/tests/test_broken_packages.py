@@ -1,0 +1,255 @@
+"""A package that is broken costs its own user one line, and nobody else anything."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from distributions import install, install_toy, write_toy
+from xlm import registry
+from xlm.cli import main
+from xlm.config import compose, search
+
+OPTIONS = "configs/lightning_train"
+MODEL_TYPE = f"{OPTIONS}/model_type/left.yaml"
+
+
+@pytest.fixture
+def site(toy, tmp_path, monkeypatch):
+    """A folder of ``sys.path`` beside the toy family."""
+    before = set(sys.modules)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    registry.forget()
+    search._announce.cache_clear()
+    yield folder
+    for name in [name for name in set(sys.modules) - before if name.startswith(("xlm_left", "xlm_right"))]:
+        del sys.modules[name]
+    registry.forget()
+
+
+@pytest.fixture
+def xlm(capsys):
+    """Run a command; (exit code, stdout, errors and warnings)."""
+
+    def run(*words):
+        code = main(list(words))
+        out, err = capsys.readouterr()
+        return code, out, [line for line in err.splitlines() if line.startswith(("error: ", "left out: "))]
+
+    return run
+
+
+def without(*keys):
+    """A family whose option lacks some lines."""
+
+    def damage(module):
+        file = module / MODEL_TYPE
+        lines = [line for line in file.read_text().splitlines() if not any(key in line for key in keys)]
+        file.write_text("\n".join(lines))
+
+    return damage
+
+
+def syntax_error(module):
+    (module / "parts.py").write_text("import torch\ndef (:\n")
+
+
+def module_gone(module):
+    (module / "parts.py").unlink()
+
+
+def needs_what_is_not_there(module):
+    file = module / "parts.py"
+    file.write_text(file.read_text().replace("import torch\n", "import torch\nimport not_there\n", 1))
+
+
+def fails_when_imported(module):
+    (module / "__init__.py").write_text("raise RuntimeError('no such device')")
+
+
+def package_gone(module):
+    shutil.rmtree(module)
+
+
+def options_gone(module):
+    shutil.rmtree(module / OPTIONS)
+
+
+def options_are_a_file(module):
+    options_gone(module)
+    (module / OPTIONS).write_text("")
+
+
+def no_yaml(module):
+    (module / MODEL_TYPE).write_text("family: left\nloss: [\n")
+
+
+def no_text(module):
+    (module / MODEL_TYPE).write_bytes(b"family: \xff\n")
+
+
+def no_model_type(module):
+    (module / MODEL_TYPE).unlink()
+
+
+def option_of_the_core(module):
+    (module / OPTIONS / "noise_schedule").mkdir()
+    (module / OPTIONS / "noise_schedule" / "loglinear.yaml").write_text("_target_: xlm_left.parts.Schedule\n")
+
+
+def name_taken(module):
+    write_toy(module.parent, "right")
+    install(module.parent, "left", "xlm_right", "xlm-right")
+
+
+def rename(old, new):
+    def damage(module):
+        file = module.parent / "xlm_left-1.0.0.dist-info" / "entry_points.txt"
+        file.write_text(file.read_text().replace(old, new))
+
+    return damage
+
+
+# What is done to a package, what is said of it, and whether that shows without looking into its code.
+BROKEN = {
+    "a syntax error": (syntax_error, r"cannot be imported: SyntaxError: .* in \S+/xlm_left/parts\.py:2", False),
+    "a module gone": (module_gone, r"\(xlm_left\.parts\.\w+\)", False),
+    "a library that is not there": (needs_what_is_not_there, r"No module named 'not_there' in \S+/parts\.py:\d", None),
+    "an error while it is imported": (fails_when_imported, r"RuntimeError: no such device in \S+/__init__\.py:1", None),
+    "no loss": (without("loss", "_target_"), "xlm-left brings no loss", False),
+    "no predictor": (without("predictor:"), "xlm-left brings no predictor", False),
+    "no model": (without("/model:"), "xlm-left brings no model", False),
+    "no collators": (without("collator"), "xlm-left brings no collators", False),
+    "no name": (without("family:"), "xlm-left (brings|sets) no family", False),
+    "no model_type": (no_model_type, "offers the family 'left', but no option model_type/left", False),
+    "options that are no YAML": (no_yaml, r"xlm-left.* in \S+/model_type/left\.yaml:\d", False),
+    "options that are no text": (no_text, r"xlm-left.*can't decode byte 0xff", False),
+    "the package gone": (package_gone, "offers 'left', but its module 'xlm_left' is not there", True),
+    "an entry point to nothing": (rename("= xlm_left\n", "=\n"), "'left', but its module '' is not there", True),
+    "no options": (options_gone, "its options cannot be read: No such file or directory", True),
+    "options that cannot be read": (options_are_a_file, "its options cannot be read: Not a directory", True),
+    "an option of the core": (option_of_the_core, "both offer the option 'noise_schedule/loglinear'", True),
+    "a name taken": (name_taken, r"xlm-(left and xlm-right|right and xlm-left) both offer 'left'", True),
+    "a name that is no identifier": (rename("left =", "left-2 ="), "'left-2', which is no name", True),
+    "a core that is too old": (">=99", r"xlm-left 1\.0\.0 needs xlm-core>=99", True),
+    "a range that is none": (">=nothing", "does not say which xlm-core it needs", True),
+}
+
+
+@pytest.fixture(params=BROKEN)
+def broken(request, site):
+    """(what is said, whether it shows at once) of a package that is broken."""
+    damage, said, at_once = BROKEN[request.param]
+    if isinstance(damage, str):
+        install_toy(site, "left", f"xlm-core{damage}")
+    else:
+        damage(install_toy(site, "left"))
+    return said, at_once
+
+
+def test_whoever_asks_for_it_is_told_in_one_line_which_package_and_what_to_do(broken, site, xlm):
+    code, _, lines = xlm("check", "model_type=left", "datamodule=toy_pairs")
+    assert (code, len(lines)) == (2, 1), lines
+    assert re.search(f"^error: .*{broken[0]}.*; fix: ", lines[0]), lines[0]
+    assert "xlm-left" in lines[0]
+
+
+def test_others_train_with_a_line_at_most(broken, site, xlm):
+    said, at_once = broken
+    code, out, lines = xlm("check", "model_type=toy", "datamodule=toy_pairs")
+    assert code == 0
+    assert "gradient norm" in out
+    assert len(lines) == bool(at_once), lines
+    assert all(re.search(f"^left out: .*{said}.*; fix: ", line) for line in lines), lines
+
+
+def test_it_is_listed_with_its_reason_beside_the_others(broken, site, xlm, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    said, at_once = broken
+    code, out, _ = xlm("info")
+    assert code == 0
+    assert "│ toy " in out
+    listed = re.findall(r"│ (?:family|task) \S+.*", out)
+    assert any("family left" in line and re.search(said, line) for line in listed) == (at_once is not None), listed
+    assert "xlm_left" not in sys.modules
+
+
+def test_every_installed_family_is_verified_though_one_cannot_be(site, xlm, monkeypatch):
+    syntax_error(install_toy(site, "left"))
+    install(site, "left", "xlm_left.parts:case", "xlm-left", group="xlm.oracles")
+    monkeypatch.setattr("xlm.testing.generic.generic_oracles", lambda parts: [])
+    of_both = [offer for offer in registry.families() if offer.name in ("left", "toy")]
+    monkeypatch.setattr(registry, "families", lambda: of_both)
+    monkeypatch.setattr(registry, "oracle_cases", lambda: {"left": "xlm_left.parts:case"})
+    code, out, _ = xlm("verify", "model_type=left")
+    assert code == 2
+    code, out, _ = xlm("verify")
+    assert code == 1
+    assert re.search(r"can be checked .*SyntaxError", out)
+    assert "toy: skipped" in out
+
+
+# Two packages, one name
+
+
+@pytest.fixture
+def two(site):
+    """Two families with one option of one name, which one of them uses and the other does not."""
+    for name in ("left", "right"):
+        module = install_toy(site, name)
+        option = module / OPTIONS / "predictor" / "random.yaml"
+        option.write_text(f"_target_: xlm_{name}.parts.{name.capitalize()}Predictor\n")
+    file = module / MODEL_TYPE.replace("left", "right")
+    file.write_text(file.read_text().replace("/predictor: right_plain", "/predictor: random"))
+    return site
+
+
+@pytest.mark.parametrize(
+    "words", [["model_type=left", "predictor=random"], ["model_type=right"], ["experiment=right_random"]]
+)
+def test_an_option_that_two_packages_offer_cannot_be_chosen_whoever_chooses_it(two, xlm, words):
+    experiment = two / "xlm_right" / OPTIONS / "experiment" / "right_random.yaml"
+    experiment.write_text("# @package _global_\ndefaults: [override /model_type: toy, override /predictor: random]\n")
+    code, _, (line,) = xlm("check", *words, *(["datamodule=toy_pairs"] if "experiment" not in words[0] else []))
+    assert code == 2
+    assert line.startswith("error: xlm-left and xlm-right both offer the option 'predictor/random' in predictor; fix: ")
+
+
+def test_what_does_not_use_it_works(two):
+    for name in ("left", "toy"):
+        assert compose([f"model_type={name}", "datamodule=toy_pairs"]).family == name
+    chosen = compose(["model_type=right", "predictor=right_plain", "datamodule=toy_pairs"])
+    assert chosen.predictor._target_ == "xlm_right.parts.RightPredictor"
+
+
+def test_it_is_listed_naming_both(two, xlm):
+    _, out, _ = xlm("info")
+    assert "option predictor/random" in out
+    assert "xlm-left and xlm-right both offer" in out
+
+
+def test_the_working_directory_settles_it(two, toy):
+    mine = toy / OPTIONS / "predictor" / "random.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("_target_: xlm_right.parts.RightPredictor\ntemperature: 0.0\n")
+    assert compose(["model_type=right", "datamodule=toy_pairs"]).predictor.temperature == 0.0
+
+
+# A family and a task in one package
+
+
+def test_a_package_can_offer_a_family_and_a_task(site, xlm):
+    install_toy(site, "left")
+    code, out, _ = xlm("check", "model_type=left", "datamodule=left_pairs")
+    assert code == 0
+    assert "test.answers, role seq2seq_prediction" in out
+    code, out, _ = xlm("check", "model_type=toy", "datamodule=left_pairs")
+    assert code == 0
