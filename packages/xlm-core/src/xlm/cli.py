@@ -152,7 +152,7 @@ def usage() -> str:
             "usage: xlm COMMAND [key=value ...]",
             "",
             *lines,
-            *(f"  left out: {reason}" for reason in external.faults()),
+            *(f"  left out: {broken.reason}" for broken in external.left_out()),
             "",
             "xlm COMMAND --help lists a command's keys. First steps:",
             "  xlm info",

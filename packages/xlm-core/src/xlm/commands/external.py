@@ -16,7 +16,7 @@ from xlm.commands import COMMANDS
 from xlm.errors import UserError
 
 if TYPE_CHECKING:
-    from xlm.registry import Offer
+    from xlm.registry import Broken, Offer
 
 GROUP, MODELS_PATH = "xlm.commands", "XLM_MODELS_PATH"
 
@@ -35,17 +35,16 @@ def summaries() -> dict[str, str]:
     return {name: f"{_summary(offer)} ({offer.distribution})".lstrip() for name, offer in offered().items()}
 
 
-def faults() -> list[UserError]:
-    """Why commands are left out."""
+def left_out() -> list[Broken]:
+    """Commands that cannot be run, and why."""
     if not _may_be_some():
         return []
     from xlm import registry
 
-    taken = [name for name in registry.commands() if name in COMMANDS]
-    reasons = [
-        registry.twice(("xlm-core", registry.commands()[name].distribution), f"'{name}'", GROUP) for name in taken
-    ]
-    return [*reasons, *(found.reason for found in registry.broken() if found.offer.group == GROUP)]
+    taken = [offer for name, offer in registry.commands().items() if name in COMMANDS]
+    reasons = [registry.twice(("xlm-core", offer.distribution), f"'{offer.name}'", GROUP) for offer in taken]
+    broken = [found for found in registry.broken() if found.offer.group == GROUP]
+    return [*map(registry.Broken, taken, reasons), *broken]
 
 
 def refuse_broken(name: str) -> None:

@@ -56,7 +56,8 @@ def _usable(files: Mapping[str, Path], wrong: Iterable[registry.Offer]) -> dict[
 
 def _left_out(wrong: Mapping[registry.Offer, UserError]) -> Iterator[list[str]]:
     """What cannot be used, and why; a line a reason."""
-    found = [(broken.offer, str(broken.reason)) for broken in registry.broken()]
+    broken = dict.fromkeys([*registry.broken(), *external.left_out()])
+    found = [(each.offer, str(each.reason)) for each in broken]
     found += [(package, str(reason)) for package, reason in wrong.items()]
     for package, reason in dict.fromkeys((offer.label, reason) for offer, reason in found):
         names = [
