@@ -9,6 +9,7 @@ import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 from xlm import cli
 from xlm.commands.renaming import Renaming, class_prefix, read_files
 from xlm.errors import UserError
@@ -35,7 +36,8 @@ def test_a_package_has_every_part_and_no_word_of_the_template(xlm, toy):
     found = files(toy / "xlm-my-model")
     parts = ("__init__", "types", "model", "loss", "predictor", "collator", "oracle_case")
     assert {f"src/xlm_my_model/{part}.py" for part in parts} < set(found)
-    assert {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", ".github/workflows/ci.yml"} < set(found)
+    assert {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"} < set(found)
+    assert {".github/workflows/ci.yml", ".github/workflows/release.yml"} < set(found)
     assert {"src/xlm_my_model/py.typed", "tests/test_parts.py", "tests/test_oracle_case.py"} < set(found)
     assert "src/xlm_my_model/configs/lightning_train/model_type/my_model.yaml" in found
     for path in found:
@@ -215,6 +217,31 @@ def test_a_file_that_is_no_text_cannot_be_renamed(tmp_path):
     (tmp_path / "fast.so").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match=r"is no text, so it cannot be renamed in .*fast\.so"):
         read_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "heading", "released"),
+    [
+        ("v0.1.0", "## 0.1.0 (2030-01-31)", True),
+        ("v0.1.0", "## 0.1.0 (unreleased)", False),
+        ("v0.1.0", "## 0.2.0 (2030-01-31)", False),
+        ("v0.2.0", "## 0.2.0 (2030-01-31)", False),
+        ("0.1.0", "## 0.1.0 (2030-01-31)", False),
+    ],
+)
+def test_a_tag_releases_the_version_of_project_and_changelog_alone(xlm, toy, tag, heading, released):
+    xlm("scaffold", "my_model")
+    project = toy / "xlm-my-model"
+    steps = yaml.safe_load((project / ".github/workflows/release.yml").read_text())["jobs"]["build"]["steps"]
+    (check,) = [step["run"] for step in steps if step.get("name") == "tag, version and changelog agree"]
+    assert '\nversion = "0.1.0"\n' in (project / "pyproject.toml").read_text()
+    changelog = project / "CHANGELOG.md"
+    assert changelog.read_text().splitlines()[2] == "## 0.1.0 (unreleased)"
+    changelog.write_text(changelog.read_text().replace("## 0.1.0 (unreleased)", heading))
+    env = {**os.environ, "GITHUB_REF_NAME": tag, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-e", "-c", check], cwd=project, env=env, capture_output=True, text=True)
+    assert (done.returncode == 0) == released, done.stdout + done.stderr
+    assert "version 0.1.0 in pyproject.toml" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["ab", "a_family_with_a_long_name"])
