@@ -134,6 +134,7 @@ BROKEN = {
     "options that are no text": (no_text, r"xlm-left.*can't decode byte 0xff", False),
     "the package gone": (package_gone, "offers 'left', but its module 'xlm_left' is not there", True),
     "an entry point to nothing": (rename("= xlm_left\n", "=\n"), "'left', but its module '' is not there", True),
+    "a library's module": (rename("= xlm_left\n", "= torch\n"), "the module 'torch', which is not its own", True),
     "no options": (options_gone, "its options cannot be read: No such file or directory", True),
     "options that cannot be read": (options_are_a_file, "its options cannot be read: Not a directory", True),
     "an option of the core": (option_of_the_core, "both offer the option 'noise_schedule/loglinear'", True),
@@ -180,6 +181,13 @@ def test_it_is_listed_with_its_reason_beside_the_others(broken, site, xlm, monke
     listed = re.findall(r"│ (?:family|task) \S+.*", out)
     assert any("family left" in line and re.search(said, line) for line in listed) == (at_once is not None), listed
     assert "xlm_left" not in sys.modules
+
+
+def test_two_distributions_of_one_module_are_refused_though_one_has_written_over_the_other(site):
+    install_toy(site, "left")
+    install(site, "left", "xlm_left", "left-fork")
+    reasons = {str(found.reason).partition(" in ")[0] for found in registry.broken()}
+    assert reasons in ({"left-fork and xlm-left both offer 'left'"}, {"xlm-left and left-fork both offer 'left'"})
 
 
 def test_every_installed_family_is_verified_though_one_cannot_be(site, xlm, monkeypatch):

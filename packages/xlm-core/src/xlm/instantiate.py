@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from xlm import registry
 from xlm.errors import UserError
 
-TRUSTED = ("xlm", "torch.optim", "torch.nn", "lightning", "transformers", "datasets")
+TRUSTED = (*(name for name in registry.LIBRARIES if name != "torch"), "torch.optim", "torch.nn")
 """Libraries whose classes and functions a configuration may name, beside those of installed families and tasks."""
 
 TRUST_VARIABLE = "XLM_TRUSTED_PACKAGES"

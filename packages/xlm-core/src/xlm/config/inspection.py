@@ -30,10 +30,12 @@ def _check_code(package: Offer) -> None:
     for file in sorted(_code(package.folder)):
         try:
             ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError, OSError) as error:
-            line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-            what = f"{package.distribution} cannot be imported: {_plain(error)}"
-            raise UserError(what, where=f"{file}{line}", fix=package.remedy) from error
+        except SyntaxError as error:
+            what = f"{package.distribution} cannot be imported: SyntaxError: {error.msg}"
+            raise UserError(what, where=f"{file}:{error.lineno}", fix=package.remedy) from error
+        except (ValueError, OSError) as error:
+            what = f"{package.distribution} cannot be imported: {error}"
+            raise UserError(what, where=str(file), fix=package.remedy) from error
 
 
 def _code(folder: Path) -> Iterator[Path]:
@@ -67,15 +69,14 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def _check_parts(package: Offer) -> None:
-    """Every family of the package brings what a family brings."""
-    files = sorted((package.configs / "model_type").glob("*.yaml"))
-    if package.name not in [file.stem for file in files]:
+    """A family brings what a family brings."""
+    file = package.configs / "model_type" / f"{package.name}.yaml"
+    if not file.is_file():
         raise search.no_model_type(package)
-    for file in files:
-        brought = set(_brought(file))
-        if missing := [part for part in NEEDED if part not in brought]:
-            what = f"{package.distribution} brings no {' and no '.join(missing)}"
-            raise UserError(what, where=str(file), fix=package.remedy)
+    brought = set(_brought(file))
+    if missing := [part for part in NEEDED if part not in brought]:
+        what = f"{package.distribution} brings no {' and no '.join(missing)}"
+        raise UserError(what, where=str(file), fix=package.remedy)
 
 
 def _brought(file: Path) -> Iterator[str]:
@@ -101,7 +102,3 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise search.unreadable(file, str(error.problem), mark.line + 1 if mark else None) from error
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise search.unreadable(file, str(error)) from error
-
-
-def _plain(error: Exception) -> str:
-    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"

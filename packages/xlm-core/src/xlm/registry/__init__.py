@@ -28,6 +28,7 @@ from xlm.registry.offers import (
     COMMANDS,
     CONFIGS,
     FAMILIES,
+    LIBRARIES,
     MODELS_PATH,
     ORACLE_CASE,
     ORACLES,
@@ -43,6 +44,7 @@ __all__ = [
     "COMMANDS",
     "CONFIGS",
     "FAMILIES",
+    "LIBRARIES",
     "MODELS_PATH",
     "ORACLES",
     "ORACLE_CASE",
@@ -108,6 +110,8 @@ def package_of(target: str) -> Offer | None:
         UserError: the package is left out, so nothing of it may be imported.
     """
     top = target.partition(".")[0]
+    if top in LIBRARIES:
+        return None
     found = [package for package in packages() if package.top == top]
     for left_out in () if found else broken():
         if left_out.offer.top == top and left_out.offer.group in PACKAGES:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from xlm.errors import UserError
-from xlm.registry.offers import CONFIGS, PACKAGES, Broken, Offer
+from xlm.registry.offers import CONFIGS, LIBRARIES, PACKAGES, Broken, Offer
 
 CORE = "xlm-core"
 OF_THE_CORE = re.compile(r"xlm[-_.]core(?![\w.-])", re.IGNORECASE)
@@ -25,6 +25,7 @@ OWN_OPTIONS = Path(__file__).parents[1] / CONFIGS
 def checked(offer: Offer) -> Offer | Broken:
     """The offer with its folder, or what is wrong with it; a package that is being written becomes importable."""
     try:
+        _check_own(offer)
         offer = replace(offer, folder=_folder(offer))
         _check_name(offer)
         _check_core(offer)
@@ -39,11 +40,13 @@ def checked(offer: Offer) -> Offer | Broken:
 
 def without_twins(offers: Iterable[Offer]) -> Iterator[Offer | Broken]:
     """One name, one offer: those that share a name are all refused. What is installed and written is one package."""
-    by_name: dict[tuple[str, str], dict[tuple[str, Path], Offer]] = {}
+    offers = list(offers)
+    known = {(offer.group, offer.name, offer.target, offer.folder) for offer in offers if offer.version}
+    by_name: dict[tuple[str, str], list[Offer]] = {}
     for offer in offers:
-        by_name.setdefault((offer.group, offer.name), {}).setdefault((offer.target, offer.folder), offer)
-    for (group, name), found in sorted(by_name.items()):
-        twins = list(found.values())
+        if offer.version or (offer.group, offer.name, offer.target, offer.folder) not in known:
+            by_name.setdefault((offer.group, offer.name), []).append(offer)
+    for (group, name), twins in sorted(by_name.items()):
         if len(twins) == 1:
             yield twins[0]
             continue
@@ -72,6 +75,13 @@ def twice(distributions: Iterable[str], what: str, where: str) -> UserError:
     both = f"{first} and {others[0]} both offer" if len(others) == 1 else f"{', '.join([first, *others])} offer"
     fix = "rename it in one of them, or uninstall one (or take it out of XLM_MODELS_PATH)"
     return UserError(f"{both} {what}", where=where, fix=fix)
+
+
+def _check_own(offer: Offer) -> None:
+    """Refuse to take the core's or a library's module for a package's."""
+    if offer.top in LIBRARIES and offer.group in PACKAGES:
+        what = f"{offer.distribution} offers '{offer.name}' with the module '{offer.module}', which is not its own"
+        raise UserError(what, where=offer.group, fix=offer.remedy)
 
 
 def _check_name(offer: Offer) -> None:

@@ -20,6 +20,9 @@ FAMILIES, TASKS, ORACLES, COMMANDS = GROUPS = ("xlm.families", "xlm.tasks", "xlm
 PACKAGES = (FAMILIES, TASKS)
 """Groups whose modules have options, and may be named by configurations."""
 
+LIBRARIES = ("xlm", "torch", "lightning", "transformers", "datasets")
+"""Modules that are nobody's offer: the core, and libraries that configurations may name."""
+
 ORACLE_CASE = "oracle_case"
 """Module of a package that says nothing of its oracle case; its function ``case`` makes it."""
 
