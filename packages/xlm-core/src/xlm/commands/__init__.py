@@ -15,6 +15,6 @@ COMMANDS = {
     "compare": "results of finished runs and evaluations, side by side",
     "verify": "whether what this installation prints is true: oracles of every family",
     "scaffold": "a complete package for a family of your own",
-    "info": "installed families and tasks, and which go together",
+    "info": "installed families and tasks, which go together, and what is left out and why",
 }
 """Name and summary of every command."""
