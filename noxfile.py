@@ -129,6 +129,13 @@ def tests_together(session: nox.Session) -> None:
     session.run("pytest", "tests", "README.md", "docs", "--markdown-docs", *session.posargs, env=TEST_ENV)
 
 
+@nox.session(name="new-user", tags=["publish", "full"])
+def new_user(session: nox.Session) -> None:
+    """Do what docs/add_a_family.md says, with wheels and an index: from a name to a package installed elsewhere."""
+    sync(session, "--only-group=publish")
+    session.run("python", ".ci/new_user.py")
+
+
 @nox.session(tags=["full"])
 def lint(session: nox.Session) -> None:
     """Check style, formatting, the layers of imports, and that the lock fits the packages."""
@@ -154,7 +161,8 @@ def workflows(session: nox.Session) -> None:
     places = (".github/workflows/*.yml", "packages/xlm-core/src/xlm/scaffold/*/.github/workflows/*.yml")
     files = [str(path) for place in places for path in sorted(ROOT.glob(place))]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
-    session.run("zizmor", "--offline", "--quiet", "--persona=pedantic", *files)
+    session.run("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
+    session.run("zizmor", "--offline", "--quiet", "--persona=pedantic", ".github/dependabot.yml", *files)
 
 
 nox.options.sessions = [
