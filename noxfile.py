@@ -30,6 +30,9 @@ USUAL_PYTHONS = os.environ.get("XLM_PYTHONS", HERE).split()
 DEVICES = [nox.param("cpu", id="cpu"), nox.param("gpu", id="gpu")]
 # One thread a process: oversubscribed OpenMP threads are slower than none, and sums do not depend on their number.
 TEST_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONDONTWRITEBYTECODE": None}
+# A process a core, except where they would share a GPU: `-- -n0` is one process, for a debugger. A process that is done
+# takes tests of one that is not: half of a family's time lies in one file, its oracles.
+PARALLEL = ["-n", "logical", "--maxprocesses=8", "--dist=worksteal"]
 
 
 def sync(session: nox.Session, *selection: str) -> None:
@@ -63,7 +66,7 @@ def test(session: nox.Session, package: str, device: str) -> None:
     """Run the tests of one package and the examples in its documentation."""
     folder = f"packages/{package}"
     examples = [f"{folder}/README.md", f"{folder}/src", "--markdown-docs", "--doctest-modules"]
-    only = ["-m", "gpu"] if device == "gpu" else ["-m", "not gpu", *examples]
+    only = ["-m", "gpu"] if device == "gpu" else ["-m", "not gpu", *PARALLEL, *examples]
     session.run("pytest", f"{folder}/tests", *only, *session.posargs, env=TEST_ENV)
 
 
@@ -126,7 +129,7 @@ for _short, _package in PACKAGES.items():
 def tests_together(session: nox.Session) -> None:
     """Test what needs several packages at once: every option in every combination of family and task, the commands."""
     sync(session, "--group=test")
-    session.run("pytest", "tests", "README.md", "docs", "--markdown-docs", *session.posargs, env=TEST_ENV)
+    session.run("pytest", "tests", "README.md", "docs", "--markdown-docs", *PARALLEL, *session.posargs, env=TEST_ENV)
 
 
 @nox.session(name="new-user", tags=["publish", "full"])
