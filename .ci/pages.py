@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the READMEs are pages too, and links between files of the repository lead from page to page."""
+"""A hook of mkdocs: READMEs of packages are pages too; links between files of the repository lead from page to page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?!\w+:|#)(?P<path>[^)#\s]+)(?P<anchor>[^)]*)\)")
+NOTEST = re.compile(r"^( *`{3,}[^`\n]+) notest$", re.MULTILINE)
+"""What a block says to the tests, and what keeps the site's Markdown from seeing that it is one."""
 
 
 def readmes() -> dict[str, str]:
-    """Page of each README: the workspace's is the first page of the site."""
+    """Page of each package's README."""
     packages = sorted(path.parent.name for path in ROOT.glob("packages/*/README.md"))
-    return {"index.md": "README.md"} | {f"packages/{name}.md": f"packages/{name}/README.md" for name in packages}
+    return {f"packages/{name}.md": f"packages/{name}/README.md" for name in packages}
 
 
 def page_of(path: str) -> str | None:
@@ -52,4 +54,4 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Follow links between files; one to nothing stays as it is, and fails the strict build."""
-    return relinked(markdown, page.file.src_uri)
+    return relinked(NOTEST.sub(r"\1", markdown), page.file.src_uri)
