@@ -12,7 +12,7 @@ text { font: 14px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; 
 .sans { font-family: system-ui, "Segoe UI", "DejaVu Sans", sans-serif }
 .left { text-anchor: start }
 </style>"""
-SENTENCE = "the cat sat on the mat".split()
+SENTENCE = ["the", "cat", "sat", "on", "the", "mat"]
 
 Row = tuple[str, list[tuple[str, str]]]
 """What stands left of a row, and its tokens, each ``old``, ``new`` or ``hidden``."""
@@ -54,7 +54,7 @@ def token(x: float, y: float, width: float, text: str, kind: str) -> str:
 
 def panel(title: str, how: str, rows: list[Row]) -> str:
     """How one family writes the sentence."""
-    width = 330
+    width = 312
     parts = [
         f'<text class="sans left" x="0" y="18" fill="{SOFT}"><tspan font-weight="bold">{title}</tspan>  {how}</text>'
     ]

@@ -12,7 +12,7 @@ class UserError(ValueError):
         value: What was given there; None where the value says nothing more.
         fix: What to do about it, as an instruction.
 
-    Example:
+    Examples:
         >>> print(UserError("must lie in (0, 1]", where="predictor.top_p", value=1.5, fix="use 1.0 to keep all"))
         must lie in (0, 1] in predictor.top_p (1.5); fix: use 1.0 to keep all
     """

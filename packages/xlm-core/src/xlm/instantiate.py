@@ -132,7 +132,7 @@ def construct(node: Any, *, where: str | None = None, **context: Any) -> Any:
         where: Key of the node, for error messages; known without saying for a node of a composed configuration.
         context: Live objects and derived sizes: ``tokenizer``, ``max_length``, ``model`` ...
 
-    Example:
+    Examples:
         >>> construct({"_target_": "torch.nn.Linear", "out_features": 2}, in_features=3)
         Linear(in_features=3, out_features=2, bias=True)
     """

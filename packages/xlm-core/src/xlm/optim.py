@@ -37,7 +37,7 @@ def adamw(
 ) -> AdamW:
     """AdamW (Loshchilov and Hutter, 2019) in one kernel a step where the device has it.
 
-    Example:
+    Examples:
         >>> [group["weight_decay"] for group in adamw(nn.Linear(2, 2), weight_decay=0.1).param_groups]
         [0.1, 0.0]
     """
@@ -56,7 +56,7 @@ class JointOptimizer(Optimizer):
     Args:
         parts: Optimizers of different parameters.
 
-    Example:
+    Examples:
         >>> model, critic = nn.Linear(2, 2), nn.Linear(2, 1)
         >>> joint = JointOptimizer([adamw(model, lr=1e-3), torch.optim.SGD(critic.parameters(), lr=0.1)])
         >>> [group["lr"] for group in joint.param_groups]

@@ -163,7 +163,7 @@ class Model(Protocol):
 class LossFunction(Protocol[T_in, T_out]):
     """The training objective of a family.
 
-    Example:
+    Examples:
         >>> import torch
         >>> class MeanLoss:
         ...     def __init__(self, model, tokenizer):

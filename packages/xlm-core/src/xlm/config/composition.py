@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration of a run, as ``xlm train`` composes it from the same words; interpolations stay unresolved.
 
-    Example:
+    Examples:
         >>> compose(["noise_schedule=cosine", "seed=3"]).seed
         3
     """

@@ -31,7 +31,7 @@ PATIENCE = 5.0
 class Template:
     """A text with columns in braces; ``{{`` and ``}}`` are braces themselves.
 
-    Example:
+    Examples:
         >>> Template("Q: {question} A:", key="prompt").fill({"question": "2+2?"}, where="line 1")
         'Q: 2+2? A:'
     """

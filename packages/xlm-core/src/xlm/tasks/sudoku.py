@@ -327,7 +327,7 @@ def solves(puzzle: str, answer: str) -> bool:
 def render(text: str) -> str:
     """Draw a grid with its boxes; whatever is no digit is shown as an empty cell.
 
-    Example:
+    Examples:
         >>> print(render("12343.12.1434321"))
         +-----+-----+
         | 1 2 | 3 4 |
