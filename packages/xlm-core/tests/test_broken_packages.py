@@ -251,6 +251,14 @@ def test_the_working_directory_settles_it(two, toy):
     assert compose(["model_type=right", "datamodule=toy_pairs"]).predictor.temperature == 0.0
 
 
+def test_who_asks_for_something_unknown_is_told_what_was_left_out(site, xlm, monkeypatch):
+    monkeypatch.setenv("XLM_MODELS_PATH", str(site / "nowhere"))
+    code, _, (warning, error) = xlm("check", "model_type=new", "datamodule=sudoku_4x4")
+    assert code == 2
+    assert warning.startswith("left out: no package with configs/lightning_train in this directory in XLM_MODELS_PATH")
+    assert error.startswith("error: no such option in model_type (new); fix: ")
+
+
 # A family and a task in one package
 
 

@@ -272,6 +272,39 @@ def test_a_package_being_written_is_a_family_where_it_has_a_model_type(monkeypat
     assert "words" not in [family.name for family in registry.families()]
 
 
+@pytest.mark.parametrize("text", [b"[xlm.families]\nleft\n", b"[xlm.families]\nleft = \xff\n"])
+def test_entry_points_that_python_cannot_read_are_named_with_their_distribution(monkeypatch, tmp_path, text):
+    install(tmp_path, "left", "xlm_left", "xlm-left")
+    (tmp_path / "xlm_left-1.0.0.dist-info" / "entry_points.txt").write_bytes(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.forget()
+    with pytest.raises(UserError, match=r"the entry points of xlm-left cannot be read .*; fix: pip uninstall xlm-left"):
+        registry.packages()
+
+
+def test_a_distribution_that_does_not_say_its_name_is_left_out(monkeypatch, tmp_path):
+    install(tmp_path, "left", "xlm_left", "xlm-left")
+    (tmp_path / "xlm_left-1.0.0.dist-info" / "METADATA").unlink()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert why("left").startswith("an unnamed distribution offers 'left', but its module 'xlm_left' is not there")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[project\n", "Expected"),
+        ("project = 3\n", "no attribute"),
+        ('[project]\ndependencies = "xlm-core"\n', "project.dependencies is no list"),
+        ("[project]\nentry-points = 3\n", "no attribute"),
+    ],
+)
+def test_a_project_that_cannot_be_read_leaves_its_package_out(monkeypatch, tmp_path, text, reason):
+    folder = make_package(tmp_path, "xlm_new")
+    (tmp_path / "pyproject.toml").write_text(text)
+    monkeypatch.setenv(registry.MODELS_PATH, str(folder))
+    assert re.match(rf"its pyproject.toml cannot be read: .*{reason}.* in {folder}; fix: ", why("new"))
+
+
 def test_the_working_directory_is_never_looked_at(monkeypatch, tmp_path):
     make_package(tmp_path, "xlm_here")
     monkeypatch.chdir(tmp_path)

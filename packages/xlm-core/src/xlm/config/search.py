@@ -163,6 +163,7 @@ def unknown_option(group: str, name: str, where: str | None = None) -> UserError
         return twice[f"{group}/{name}"]
     if left_out := _left_out(group, name):
         return left_out
+    announce_broken()
     names = sorted(options().get(group, {}))
     close = nearest(name, names)
     listed = f"choose one of {', '.join(names)}" if names else "no installed package offers an option of this group"

@@ -93,17 +93,43 @@ class Broken:
     """Names the distribution, what is wrong and what to do."""
 
 
-def installed() -> list[Offer]:
-    """Every entry point of our groups."""
-    entries = metadata.entry_points()
-    return [_offer(group, entry) for group in GROUPS for entry in entries.select(group=group)]
+def installed() -> Iterator[Offer]:
+    """Every entry point of our groups.
+
+    Raises:
+        UserError: Python cannot read the entry points of a distribution; nothing that reads any starts, torch neither.
+    """
+    try:
+        entries = metadata.entry_points()
+    except (TypeError, ValueError) as error:
+        raise _unreadable(error) from error
+    for group in GROUPS:
+        yield from (_offer(group, entry) for entry in entries.select(group=group))
+
+
+def _unreadable(error: Exception) -> UserError:
+    """The error for entry points that are none; says whose they are."""
+    names = []
+    for distribution in metadata.distributions():
+        try:
+            list(distribution.entry_points)
+        except (TypeError, ValueError):
+            names.append(_about(distribution)[0])
+    what = f"the entry points of {' and '.join(names)} cannot be read ({error})"
+    return UserError(what, where="entry_points.txt", fix=f"pip uninstall {' '.join(names)}")
 
 
 def _offer(group: str, entry: metadata.EntryPoint) -> Offer:
-    if entry.dist is None:
-        return Offer(group, entry.name, entry.value, "an unnamed distribution", "?")
-    requires = tuple(entry.dist.requires or ())
-    return Offer(group, entry.name, entry.value, entry.dist.name, entry.dist.version or "?", requires)
+    needed = tuple(entry.dist.requires or ()) if entry.dist else ()
+    return Offer(group, entry.name, entry.value, *_about(entry.dist), needed)
+
+
+def _about(distribution: metadata.Distribution | None) -> tuple[str, str]:
+    """(name, version), as far as they are known."""
+    unknown = {"Name": "an unnamed distribution", "Version": "of an unknown version"}
+    about = distribution.metadata if distribution else unknown
+    name, version = (str(about[key]) if key in about else unknown[key] for key in unknown)
+    return name, version
 
 
 def being_written(directory: str) -> Iterator[Offer | Broken]:
@@ -163,4 +189,7 @@ def _said(file: Path | None) -> tuple[tuple[str, ...], list[tuple[str, str, str]
     project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file else {}
     tables = [(group, project.get("entry-points", {}).get(group, {})) for group in GROUPS]
     lines = [(group, name, str(target)) for group, table in tables for name, target in table.items()]
-    return tuple(project.get("dependencies", ())), lines
+    needed = project.get("dependencies", [])
+    if not isinstance(needed, list):
+        raise TypeError("project.dependencies is no list")
+    return tuple(map(str, needed)), lines
