@@ -37,7 +37,7 @@ def serve(path: str) -> None:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        sys.argv = ["xlm", *words]
+        sys.argv = [os.path.join(os.path.dirname(sys.executable), "xlm"), *words]  # other ranks are started by it
         code = main()
         sys.stdout.flush()
         os._exit(code)  # to end in an orderly way takes torch another second

@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 FOLLOW = runpy.run_path(str(ROOT / ".ci" / "follow.py"))
 PAGES = [
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/**/*.md", "packages/*/README.md")
+    for pattern in ("*.md", "docs/**/*.md", "packages/*/README.md", "packages/*/src/**/README.md")
     for path in sorted(ROOT.glob(pattern))
 ]
-IN_AN_ENVIRONMENT_OF_ITS_OWN = {"docs/add_a_family.md"}  # by nox -s new-user
+ELSEWHERE = {"docs/add_a_family.md"}  # nox -s new-user: needs an environment of its own
+TEMPLATES = {page for page in PAGES if "/scaffold/" in page}
 LANGUAGES = {"console", "diff", "json", "python", "text", "toml", "yaml"}
 COMMANDS = ("$ ", "xlm ", "pip ", "uv ", "git ", "python ", "pytest ", "nox ")
 
@@ -53,13 +54,18 @@ def environment() -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if has_commands(page)])
+@pytest.mark.parametrize("page", [page for page in PAGES if has_commands(page) and page not in ELSEWHERE | TEMPLATES])
 def test_a_reader_can_do_what_the_page_says(page, environment, tmp_path):
-    if page in IN_AN_ENVIRONMENT_OF_ITS_OWN:
-        pytest.skip("needs an environment of its own: nox -s new-user")
     for folder in ("benchmarks", "configs"):  # pages speak of them to someone in a clone
         shutil.copytree(ROOT / folder, tmp_path / folder)
     FOLLOW["follow"](ROOT / page, tmp_path, environment)
+
+
+@pytest.mark.slow
+def test_the_author_of_a_new_package_can_do_what_its_readme_says(environment, tmp_path):
+    subprocess.run(["xlm", "scaffold", "my_model"], cwd=tmp_path, env=environment, check=True)
+    project = tmp_path / "xlm-my-model"
+    FOLLOW["follow"](project / "README.md", project, environment)
 
 
 def test_xlm_in_a_fork_has_its_own_folder_output_and_exit_code(environment, tmp_path):
