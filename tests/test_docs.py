@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,8 @@ def public_modules() -> list[str]:
 def test_every_public_module_is_in_the_reference(module):
     pages = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
     assert re.search(rf"^::: {re.escape(module)}$", pages, flags=re.MULTILINE)
+
+
+def test_pictures_are_as_their_script_draws_them():
+    drawn = runpy.run_path(str(DOCS / "assets" / "draw.py"))["pictures"]()
+    assert {name: (DOCS / "assets" / f"{name}.svg").read_text() for name in drawn} == drawn

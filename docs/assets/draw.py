@@ -128,26 +128,19 @@ def parts_of_a_run() -> str:
     )
 
 
-def main() -> None:
-    """Write every picture beside this file."""
-    pictures = {
+def pictures() -> dict[str, str]:
+    """Every picture by its name."""
+    certain = unmasking([[], [3], [0, 4], [2], [1], [5]], ["start", *(f"call {i}" for i in range(1, 6))])
+    timed = unmasking([[], [4], [1, 5], [2], [0], [3]], ["t = 1", ".8", ".6", ".4", ".2", "t = 0"])
+    return {
         "arlm": panel("ARLM", "appends, left to right", growing([0, 1, 2, 3, 4, 5], "call {}")),
-        "mlm": panel(
-            "MLM",
-            "fills in what it is most certain of",
-            unmasking([[], [3], [0, 4], [2], [1], [5]], ["start", *(f"call {i}" for i in range(1, 6))]),
-        ),
+        "mlm": panel("MLM", "fills in what it is most certain of", certain),
         "ilm": panel("ILM", "inserts anywhere, then stops", growing([1, 2, 5, 0, 3, 4], "call {}")),
-        "mdlm": panel(
-            "MDLM",
-            "undoes masking as time runs back",
-            unmasking([[], [4], [1, 5], [2], [0], [3]], ["t = 1", ".8", ".6", ".4", ".2", "t = 0"]),
-        ),
+        "mdlm": panel("MDLM", "undoes masking as time runs back", timed),
         "parts": parts_of_a_run(),
     }
-    for name, text in pictures.items():
-        (HERE / f"{name}.svg").write_text(text)
 
 
 if __name__ == "__main__":
-    main()
+    for name, text in pictures().items():
+        (HERE / f"{name}.svg").write_text(text)
