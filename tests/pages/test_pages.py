@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -104,3 +105,11 @@ def test_a_block_that_does_not_run_follows_a_sentence_that_can_say_why(page):
 def test_every_python_block_is_one_that_pytest_markdown_docs_sees(page):
     seen = [token.info for token in MarkdownIt().parse((ROOT / page).read_text()) if token.type == "fence"]
     assert [block.info for block in blocks(page)] == [info.strip() for info in seen]
+
+
+@pytest.mark.parametrize("package", sorted(path.name for path in ROOT.glob("packages/*")))
+def test_code_in_docstrings_is_of_a_kind_that_runs(package):
+    for path in sorted((ROOT / "packages" / package / "src").rglob("*.py")):
+        text = path.read_text()
+        assert not re.search(r"^ *\w+::$", text, re.MULTILINE), f"{path}: a literal block is not run, ```python is"
+        assert not re.search(r"^ +```|^```(?!python$|$)", text, re.MULTILINE), f"{path}: ```python is, unindented"

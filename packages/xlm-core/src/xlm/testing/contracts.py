@@ -1,10 +1,17 @@
 """What every family must keep, as test classes: subclass one, say how to build the part, and it is checked.
 
-Example::
+```python
+from xlm.testing.contracts import CollatorContract
+from xlm.testing.factories import lm_examples, tiny_tokenizer
 
-    class TestMyCollator(CollatorContract):
-        def collator(self): return MyCollator(tokenizer=tiny_tokenizer(), max_length=16)
-        def examples(self): return lm_examples([3, 7, 5])
+
+class TestMyCollator(CollatorContract):
+    def collator(self):
+        return MyCollator(tokenizer=tiny_tokenizer(), max_length=16)
+
+    def examples(self):
+        return lm_examples([3, 7, 5])
+```
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """What must hold of a family on a GPU as on a CPU, through the commands that a person types.
 
-Example::
+```python
+from xlm.testing.devices import DeviceContract, sudoku
 
-    class TestDevices(DeviceContract):
-        overrides = sudoku("mine")
+
+class TestDevices(DeviceContract):
+    overrides = sudoku("mine")
+```
 """
 
 from __future__ import annotations
