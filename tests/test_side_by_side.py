@@ -135,6 +135,22 @@ def test_an_option_of_one_name_is_neither_ones_and_goes_with_one_of_them_again(u
     assert "random" not in search.options()["predictor"]
 
 
+def test_nobody_takes_an_option_or_the_name_of_a_shipped_family_silently(use, made):
+    use("left")
+    both = r"(xlm-left and xlm-mdlm|xlm-mdlm and xlm-left) both offer"
+    taken = made["left"] / "src" / "xlm_left" / OPTIONS / "predictor" / "mdlm_ancestral.yaml"
+    taken.write_text("defaults: [left]\n")
+    with pytest.raises(UserError, match=f"{both} the option 'predictor/mdlm_ancestral'"):
+        composed("mdlm", "predictor=mdlm_ancestral")
+    assert composed("mdlm")["choices"]["predictor"] == "mdlm_first_hitting"
+    with (made["left"] / "src" / "xlm_left-0.1.0.dist-info" / "entry_points.txt").open("a") as file:
+        file.write("[xlm.families]\nmdlm = xlm_left\n")
+    registry.forget()
+    with pytest.raises(UserError, match=f"{both} 'mdlm'"):
+        composed("mdlm")
+    assert composed("arlm")["family"] == "arlm"
+
+
 @pytest.mark.slow
 def test_both_take_a_step_and_no_line_of_the_core_changes(use, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
