@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -136,11 +137,39 @@ def test_weights_without_the_second_network_are_refused_by_a_loss_that_has_one(t
     found = load_weights(newest_valid(tmp_path / "checkpoints"))
     assert found.auxiliary == {}
     loss = CriticLoss(ToyModel())
-    with pytest.raises(UserError, match="weight is missing"):
+    with pytest.raises(UserError, match=r"no weights of the loss's own network .*keep model_auxiliary\.safetensors"):
+        load_into(loss.model, found, auxiliary=loss.auxiliary)
+    found.auxiliary["weights"] = torch.zeros(1)
+    with pytest.raises(UserError, match=r"auxiliary\.weight is missing \(the file has auxiliary\.weights\)"):
         load_into(loss.model, found, auxiliary=loss.auxiliary)
     trainer, harness, data = make_run(tmp_path, steps=4, loss=CriticLoss)
     with pytest.raises(UserError, match=r"auxiliary\.weight is missing"):
         trainer.fit(harness, datamodule=data, ckpt_path=found.source)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_a_step_may_leave_the_second_network_out(tmp_path, clip_norm):
+    class EverySecondStep(CriticLoss):
+        calls = 0
+
+        def loss_fn(self, batch):
+            self.calls += self.model.training
+            return super().loss_fn(batch) if self.calls % 2 else ToyLoss.loss_fn(self, batch)
+
+    seen = []
+    note = Hook("on_train_batch_end", lambda t: seen.append(critic(t.lightning_module)))
+    loss = partial(EverySecondStep, auxiliary_optimizer=sgd)
+    train(tmp_path, loss=loss, callbacks=[note], **{**EXACT, "clip_norm": clip_norm, "steps": 3})
+    assert [bool((before != after).any()) for before, after in pairwise(seen)] == [False, True]
+
+
+@pytest.mark.parametrize("network", [None, nn.Parameter(torch.zeros(2))])
+def test_a_loss_with_an_optimizer_for_no_network_is_refused(tmp_path, network):
+    class Bare(ToyLoss):
+        auxiliary_optimizer, auxiliary = None, network
+
+    with pytest.raises(UserError, match=r"Bare has auxiliary_optimizer, but its auxiliary is no torch\.nn\.Module"):
+        make_run(tmp_path, loss=Bare)
 
 
 def test_a_parameter_of_both_networks_is_refused(tmp_path):
@@ -184,6 +213,13 @@ def test_a_joint_optimizer_passes_on_what_a_fused_step_is_told():
     joint.found_inf = torch.zeros(())
     joint.step()
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_a_joint_optimizer_keeps_the_state_that_its_parts_began_with():
+    network = nn.Linear(2, 1)
+    alone = torch.optim.Adagrad(network.parameters(), initial_accumulator_value=3.0)
+    wanted = alone.state[network.weight]["sum"]
+    assert JointOptimizer([alone]).state[network.weight]["sum"] is wanted
 
 
 def test_a_joint_optimizer_calls_its_closure_once_with_gradients():

@@ -36,6 +36,13 @@ def test_a_partial_waits_for_its_other_arguments():
     assert make([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.5
 
 
+def test_what_a_partial_lacks_is_left_to_its_caller_and_not_taken_from_the_context():
+    node = {"make": {"_target_": "xlm.optim.adamw", "_partial_": True, "lr": 0.5}}
+    make = construct(node, model=torch.nn.Linear(1, 1))["make"]
+    network = torch.nn.Linear(2, 2)
+    assert make(network).param_groups[0]["params"][0] is network.weight
+
+
 def test_a_list_becomes_the_tuple_that_the_argument_is():
     make = construct({"_target_": "xlm.optim.adamw", "_partial_": True, "betas": [0.8, 0.9]})
     assert make(torch.nn.Linear(1, 1)).param_groups[0]["betas"] == (0.8, 0.9)

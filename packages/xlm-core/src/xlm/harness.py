@@ -6,7 +6,7 @@ To Lightning a whole run is one epoch; steps are optimizer steps everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,10 +22,9 @@ from xlm.errors import UserError
 from xlm.evaluation import Evaluation, LossEvaluation, PredictionEvaluation
 from xlm.noise import Stream, noise_key
 from xlm.optim import JointOptimizer, global_norm
-from xlm.protocols import WithAuxiliary
 from xlm.ranks import gather
 from xlm.resume import recount, require_resumable
-from xlm.weights import Kind, require_match
+from xlm.weights import Kind, auxiliary_of, require_match
 from xlm.window import NonFiniteError, Verdict, Window
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
@@ -78,7 +77,7 @@ class Harness(pl.LightningModule):
         self.seed, self.clip_norm, self.compile_loss = seed, clip_norm, compile
         self.likelihood_draws, self.log_samples = likelihood_draws, log_samples
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.auxiliary: nn.Module | None = loss.auxiliary if isinstance(loss, WithAuxiliary) else None
+        self.auxiliary = auxiliary_of(loss)
         _require_apart(model, self.auxiliary)
 
         self.results: dict[str, dict[str, Any]] = {}
@@ -179,26 +178,28 @@ class Harness(pl.LightningModule):
         """Make the gradient that of the global mean, clip it, and refuse it unless it is finite."""
         sums = self._sums_over_ranks()
         networks = optimizer.parts if isinstance(optimizer, JointOptimizer) else [optimizer]
-        norms = [self._scale_and_clip(network, denominator=sums[1]) for network in networks]
+        trained = [parameters for network in networks if (parameters := _with_gradients(network))]
+        norms = [self._scale_and_clip(parameters, denominator=sums[1]) for parameters in trained]
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         self._submit(Verdict(self.trainer.global_step + 1, self._window, norm, sums), optimizer)
         self._lr, self._window = optimizer.param_groups[0]["lr"], Window()
 
-    def _scale_and_clip(self, optimizer: Optimizer, *, denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def _scale_and_clip(
+        self, parameters: Sequence[nn.Parameter], *, denominator: Float[Tensor, ""]
+    ) -> Float[Tensor, ""]:
         """Norm, before it is clipped, of the gradient of one network.
 
         Lightning and DDP averaged over micro-batches and ranks the gradients of sums: times their number, divided by
         the denominators of all, that is the gradient of the mean over all of them, however they were split.
         """
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = global_norm(parameters)
         factor = torch.ones_like(norm) if parts == 1 else torch.where(denominator > 0, parts / denominator, 0).to(norm)
         norm = norm * factor
         if self.clip_norm is not None:
             factor = factor * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         if parts > 1 or self.clip_norm is not None:
-            torch._foreach_mul_([parameter.grad for parameter in parameters], factor)
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
         return norm
 
     def _sums_over_ranks(self) -> Float[Tensor, " sums"]:
@@ -392,6 +393,11 @@ def harness_of(trainer: pl.Trainer) -> Harness:
     module = trainer.lightning_module
     assert isinstance(module, Harness), f"xlm's callbacks watch a Harness, not a {type(module).__name__}"
     return module
+
+
+def _with_gradients(optimizer: Optimizer) -> list[nn.Parameter]:
+    """What a step trains: a loss may leave its own network out of some."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

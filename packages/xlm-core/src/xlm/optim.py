@@ -66,6 +66,8 @@ class JointOptimizer(Optimizer):
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self.parts = list(parts)
         super().__init__([group for part in self.parts for group in part.param_groups], {})  # the same dictionaries
+        for part in self.parts:
+            self.state.update(part.state)
         self._share()
 
     def _share(self) -> None:

@@ -196,8 +196,9 @@ class WithAuxiliary(Protocol):
     """A loss that trains a second network beside the model: a critic, a planner, a learned noise schedule.
 
     One ``loss``, one backward pass; each network takes the steps of its own optimizer, under the run's one schedule,
-    and is clipped by its own norm. The second network is saved, averaged and restored with the model, for whoever
-    evaluates the loss. What a predictor needs, too, belongs into the model.
+    and is clipped by its own norm. A step may leave the second one out (on several devices with
+    ``strategy=ddp strategy.find_unused_parameters=true``). It is saved, averaged and restored with the model, for
+    whoever evaluates the loss. What a predictor needs, too, belongs into the model.
     """
 
     if TYPE_CHECKING:  # a submodule where the loss is a module, which isinstance does not see from Python 3.12 on

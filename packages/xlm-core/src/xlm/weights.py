@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from xlm.checkpoint import AnyPath, newest_valid, read_checkpoint
 from xlm.errors import UserError
 from xlm.files import write_atomically
+from xlm.protocols import WithAuxiliary
 
 Kind = Literal["ema", "raw"]
+
+MODEL, AUXILIARY = "model.", "auxiliary."
+"""How names begin in a checkpoint, by network."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def _weights_of(content: Mapping[str, Any], path: Path, weights: Kind | None) ->
         raise _no_ema(path)
     kind: Kind = weights or ("ema" if averaged else "raw")
     state = content["current_model_state"] if averaged and kind == "raw" else content["state_dict"]
-    return Weights(_part(state, "model."), kind, path, content["global_step"], _part(state, "auxiliary."))
+    return Weights(_part(state, MODEL), kind, path, content["global_step"], _part(state, AUXILIARY))
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -110,16 +114,43 @@ def _auxiliary_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}_auxiliary.safetensors")
 
 
+def auxiliary_of(loss: Any) -> nn.Module | None:
+    """The network that a loss trains beside the model; None for most.
+
+    Raises:
+        UserError: the loss has an optimizer for one, but no network.
+    """
+    if not isinstance(loss, WithAuxiliary):
+        return None
+    network = getattr(loss, "auxiliary", None)
+    if not isinstance(network, nn.Module):
+        what = f"{type(loss).__name__} has auxiliary_optimizer, but its auxiliary is no torch.nn.Module"
+        fix = "make one in its constructor; a lone parameter goes into a module, too"
+        raise UserError(what, where="loss", value=type(network).__name__, fix=fix)
+    return network
+
+
 def load_into(model: nn.Module, weights: Weights, *, auxiliary: nn.Module | None = None) -> None:
     """Copy weights into a model of the same names and shapes, and into the loss's own network.
 
     Raises:
         UserError: as ``require_match``.
     """
-    for network, tensors in ((model, weights.tensors), (auxiliary, weights.auxiliary)):
-        if network is not None:
-            require_match(tensors, network.state_dict(), str(weights.source))
-            network.load_state_dict(tensors)
+    source = str(weights.source)
+    require_match(weights.tensors, model.state_dict(), source)
+    if auxiliary is not None:
+        if not weights.auxiliary:
+            fix = (
+                f"use a run of this loss; of files, keep {_auxiliary_file(Path('model.safetensors'))} beside the model"
+            )
+            raise UserError("holds no weights of the loss's own network", where=source, fix=fix)
+        require_match(_under(AUXILIARY, weights.auxiliary), _under(AUXILIARY, auxiliary.state_dict()), source)
+        auxiliary.load_state_dict(weights.auxiliary)
+    model.load_state_dict(weights.tensors)
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
 
 def require_match(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -22,7 +23,11 @@ def test_an_evaluation_takes_the_trained_second_network(xlm, toy, run, results):
     for source in ("run", "run/model.safetensors"):
         xlm("eval", f"checkpoint={source}", f"run_dir=e{len(source)}")
         assert results(toy / f"e{len(source)}")["test.pairs"] == results(run)["test.pairs"]
-    xlm("generate", "checkpoint=run", "output=texts.jsonl", "num_samples=2")
+    alone = toy / "alone"
+    shutil.copytree(run, alone, ignore=shutil.ignore_patterns("checkpoints", "*_auxiliary.safetensors"))
+    said = xlm("eval", "checkpoint=alone/model.safetensors", "run_dir=none", code=2)
+    assert "no weights of the loss's own network" in said
+    xlm("generate", "checkpoint=alone/model.safetensors", "output=texts.jsonl", "num_samples=2")  # the model is enough
     assert len((toy / "texts.jsonl").read_text().splitlines()) == 2
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from xlm.data.datamodule import SPLITS, DataModule
 from xlm.errors import UserError
 from xlm.instantiate import construct
-from xlm.protocols import Checking, WithAuxiliary
+from xlm.protocols import Checking
+from xlm.weights import auxiliary_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -43,7 +44,7 @@ class Parts:
     @property
     def auxiliary(self) -> nn.Module | None:
         """The network that the loss trains beside the model, where it has one."""
-        return self.loss.auxiliary if isinstance(self.loss, WithAuxiliary) else None
+        return auxiliary_of(self.loss)
 
 
 def assemble(

@@ -185,7 +185,7 @@ def open_run(config: DictConfig, *, splits: Sequence[str] = ()) -> LoadedRun:
     folder = find_run(config.checkpoint, where="checkpoint")
     parts = assemble(config, tokenizer=tokenizers.load(folder / "tokenizer"), splits=splits)
     weights = load_weights(_weights_path(config.checkpoint, folder), config.weights)
-    load_into(parts.model, weights, auxiliary=parts.auxiliary)
+    load_into(parts.model, weights, auxiliary=parts.auxiliary if splits or weights.auxiliary else None)
     for network in (parts.model, parts.auxiliary):
         if network is not None:
             network.to(device(config.trainer.accelerator)).eval()
