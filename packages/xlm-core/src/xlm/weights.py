@@ -140,9 +140,8 @@ def load_into(model: nn.Module, weights: Weights, *, auxiliary: nn.Module | None
     require_match(weights.tensors, model.state_dict(), source)
     if auxiliary is not None:
         if not weights.auxiliary:
-            fix = (
-                f"use a run of this loss; of files, keep {_auxiliary_file(Path('model.safetensors'))} beside the model"
-            )
+            beside = _auxiliary_file(Path("model.safetensors"))
+            fix = f"use a run of this loss; of files, keep {beside} beside the model's"
             raise UserError("holds no weights of the loss's own network", where=source, fix=fix)
         require_match(_under(AUXILIARY, weights.auxiliary), _under(AUXILIARY, auxiliary.state_dict()), source)
         auxiliary.load_state_dict(weights.auxiliary)
