@@ -37,7 +37,8 @@ def small(option: str) -> list[str]:
 
 def checked(overrides: list[str]):
     config = compose(overrides)
-    config.family = "any"  # a model_type sets it; the core has none
+    part = {"_target_": "torch.nn.Identity"}  # a model_type brings them; the core has none
+    config.update({"family": "any", "model": part, "loss": part, "predictor": part, "collators": {"lm": part}})
     return validate(config)
 
 
