@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-WORKSPACE = ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON")  # variables that would lead uv and Python back
+WORKSPACE = ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON")  # they would lead uv and Python back
 CHECKS = ("train", "evaluate", "verify")
 PROJECT = """[project]
 name = "reader"
