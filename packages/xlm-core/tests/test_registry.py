@@ -16,7 +16,7 @@ from xlm import registry
 from xlm.commands import info
 from xlm.config import compose, search
 from xlm.errors import UserError
-from xlm.instantiate import construct
+from xlm.instantiate import construct, locate
 
 
 def make_package(folder, name):
@@ -260,6 +260,23 @@ def test_parts_of_a_package_that_offers_both_are_the_familys(monkeypatch, tmp_pa
     install(tmp_path, "a_task", "xlm_both", "xlm-both", group="xlm.tasks")
     assert registry.package_of("xlm_both.model.Model").name == "both"
     assert {package.name for package in registry.packages()} >= {"a_task", "both"}
+
+
+def test_a_package_for_another_core_is_not_imported_though_another_distribution_shares_its_namespace(
+    monkeypatch, tmp_path
+):
+    for name, needed in (("one", "xlm-core>=99"), ("two", "xlm-core")):
+        (make_package(tmp_path / "outer", name) / "__init__.py").write_text("")
+        (tmp_path / "outer" / name / "parts.py").write_text("class Loss:\n    pass\n")
+        install(tmp_path, name, f"outer.{name}", f"dist-{name}", needed)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.forget()
+    with pytest.raises(UserError, match="dist-one 1.0.0 needs xlm-core>=99"):
+        locate("outer.one.parts.Loss", "loss")
+    assert "outer.one" not in sys.modules
+    assert locate("outer.two.parts.Loss", "loss").__module__ == "outer.two.parts"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "outer"]:
+        del sys.modules[name]
 
 
 def test_a_package_being_written_is_a_family_where_it_has_a_model_type(monkeypatch, tmp_path):

@@ -41,8 +41,7 @@ def check_trusted(target: Any, where: str) -> None:
         raise UserError(
             "not the path of a class or a function", where=f"{where}._target_", value=target, fix="correct it"
         )
-    if not is_trusted(target):
-        registry.package_of(target)  # says why, if its package is left out
+    registry.package_of(target)  # says why, if its package is left out
     if not is_trusted(target) or any(part.startswith("_") for part in target.split(".")):
         raise UserError(
             "a configuration may not run this",

@@ -104,20 +104,25 @@ def refuse_broken(name: str, *groups: str) -> None:
 def package_of(target: str) -> Offer | None:
     """The package that a dotted path lies in; None for the core and for other libraries.
 
-    Of a module that offers both a family and tasks, the family.
+    Of packages that share a top-level module, the one whose own module holds the path; of a module that offers both a
+    family and tasks, the family.
 
     Raises:
         UserError: the package is left out, so nothing of it may be imported.
     """
     top = target.partition(".")[0]
-    if top in LIBRARIES:
+    near = []
+    for found in () if top in LIBRARIES else _found(_models_path()):
+        offer = found.offer if isinstance(found, Broken) else found
+        if offer.top == top and offer.group in PACKAGES:
+            inside = len(offer.module) if f"{target}.".startswith(f"{offer.module}.") else 0
+            near.append(((inside, isinstance(found, Broken) == bool(inside), offer.is_family), found))
+    if not near:
         return None
-    found = [package for package in packages() if package.top == top]
-    for left_out in () if found else broken():
-        if left_out.offer.top == top and left_out.offer.group in PACKAGES:
-            raise left_out.reason
-    nearest = sorted(found, key=lambda package: (f"{target}.".startswith(f"{package.module}."), package.is_family))
-    return nearest[-1] if nearest else None
+    _, nearest = max(near, key=lambda ranked: ranked[0])
+    if isinstance(nearest, Broken):
+        raise nearest.reason
+    return nearest
 
 
 @contextmanager
