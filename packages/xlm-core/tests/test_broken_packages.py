@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -118,6 +119,11 @@ def rename(old, new):
     return damage
 
 
+def metadata_no_text(module):
+    with (module.parent / "xlm_left-1.0.0.dist-info" / "METADATA").open("ab") as file:
+        file.write(b"Summary: \xff\n")
+
+
 # What is done to a package, what is said of it, and whether that shows without looking into its code.
 BROKEN = {
     "a syntax error": (syntax_error, r"cannot be imported: SyntaxError: .* in \S+/xlm_left/parts\.py:2", False),
@@ -140,6 +146,7 @@ BROKEN = {
     "an option of the core": (option_of_the_core, "both offer the option 'noise_schedule/loglinear'", True),
     "a name taken": (name_taken, r"xlm-(left and xlm-right|right and xlm-left) both offer 'left'", True),
     "a name that is no identifier": (rename("left =", "left-2 ="), "'left-2', which is no name", True),
+    "METADATA that is no text": (metadata_no_text, "METADATA of xlm-left cannot be read: .*byte 0xff", True),
     "a core that is too old": (">=99", r"xlm-left 1\.0\.0 needs xlm-core>=99", True),
     "a range that is none": (">=nothing", "does not say which xlm-core it needs", True),
 }
@@ -188,6 +195,27 @@ def test_two_distributions_of_one_module_are_refused_though_one_has_written_over
     install(site, "left", "xlm_left", "left-fork")
     reasons = {str(found.reason).partition(" in ")[0] for found in registry.broken()}
     assert reasons in ({"left-fork and xlm-left both offer 'left'"}, {"xlm-left and left-fork both offer 'left'"})
+
+
+@pytest.mark.parametrize("version", ["0.9.0", "1.0.0"])
+@pytest.mark.parametrize("order", [1, -1], ids=["found last", "found first"])
+def test_what_pip_leaves_of_an_upgrade_does_not_count(site, xlm, monkeypatch, version, order):
+    install_toy(site, "left")
+    left_behind = site / f"~lm_left-{version}.dist-info"
+    shutil.copytree(site / "xlm_left-1.0.0.dist-info", left_behind)
+    about = (left_behind / "METADATA").read_text().replace("Version: 1.0.0", f"Version: {version}")
+    (left_behind / "METADATA").write_text(f"{about}Requires-Dist: xlm-core<0.9\n")
+    monkeypatch.setattr("os.listdir", lambda path, real=os.listdir: sorted(real(path), reverse=order < 0))
+    assert xlm("check", "model_type=left", "datamodule=toy_pairs")[::2] == (0, [])
+    assert [family.label for family in registry.families() if family.name == "left"] == ["xlm-left 1.0.0"]
+
+
+def test_a_distribution_that_offers_one_name_for_two_modules_is_refused_in_its_own_words(site):
+    install_toy(site, "left")
+    write_toy(site, "right")
+    install(site, "left", "xlm_right", "xlm-left")
+    (reason,) = {str(found.reason).partition(" in ")[0] for found in registry.broken()}
+    assert reason == "xlm-left offers 'left' more than once"
 
 
 def test_every_installed_family_is_verified_though_one_cannot_be(site, xlm, monkeypatch):

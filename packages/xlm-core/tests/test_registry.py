@@ -195,6 +195,15 @@ def test_a_directory_without_a_package_is_left_out(monkeypatch, tmp_path):
     assert why(tmp_path.name).startswith("no package with configs/lightning_train in this directory in XLM_MODELS_PATH")
 
 
+def test_a_directory_that_cannot_be_found_out_is_left_out(monkeypatch, tmp_path):
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    directories = ("~nosuchuser/new", str(tmp_path / "round"))
+    monkeypatch.setenv(registry.MODELS_PATH, ":".join(directories))
+    assert why("new").startswith("this directory cannot be read: ")
+    assert f"in XLM_MODELS_PATH ({directories[0]}); fix: " in why("new")
+    assert f"in XLM_MODELS_PATH ({directories[1]}); fix: " in why("round")  # unreadable, or without a package
+
+
 COUNTING = """
 class Counting:
     def __init__(self, *, split, n=3):
@@ -271,7 +280,7 @@ def test_a_package_for_another_core_is_not_imported_though_another_distribution_
         install(tmp_path, name, f"outer.{name}", f"dist-{name}", needed)
     monkeypatch.syspath_prepend(tmp_path)
     registry.forget()
-    with pytest.raises(UserError, match="dist-one 1.0.0 needs xlm-core>=99"):
+    with pytest.raises(UserError, match=r"dist-one 1\.0\.0 needs xlm-core>=99"):
         locate("outer.one.parts.Loss", "loss")
     assert "outer.one" not in sys.modules
     assert locate("outer.two.parts.Loss", "loss").__module__ == "outer.two.parts"

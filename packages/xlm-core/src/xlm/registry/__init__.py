@@ -167,7 +167,7 @@ def _found(models_path: str) -> Sequence[Offer | Broken]:
     said: list[Offer | Broken] = [*installed()]
     for directory in filter(None, models_path.split(os.pathsep)):
         said += being_written(directory)
-    looked_at = [checked(offer) if isinstance(offer, Offer) else offer for offer in said]
+    looked_at = [checked(offer) if isinstance(offer, Offer) else offer for offer in dict.fromkeys(said)]
     left_out = [offer for offer in looked_at if isinstance(offer, Broken)]
     fitting = [offer for offer in looked_at if isinstance(offer, Offer)]
     for folder in dict.fromkeys(offer.folder for offer in fitting if offer.version is None and offer.group in PACKAGES):

@@ -70,8 +70,11 @@ def whole(found: Iterable[Offer | Broken]) -> Iterator[Offer | Broken]:
 
 
 def twice(distributions: Iterable[str], what: str, where: str) -> UserError:
-    """The error for one thing that several packages offer."""
+    """The error for one thing that several packages offer, or one package several times."""
     first, *others = dict.fromkeys(distributions)
+    if not others:
+        fix = "let it offer one of them, or uninstall it (or take it out of XLM_MODELS_PATH)"
+        return UserError(f"{first} offers {what} more than once", where=where, fix=fix)
     both = f"{first} and {others[0]} both offer" if len(others) == 1 else f"{', '.join([first, *others])} offer"
     fix = "rename it in one of them, or uninstall one (or take it out of XLM_MODELS_PATH)"
     return UserError(f"{both} {what}", where=where, fix=fix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -93,7 +94,7 @@ class Broken:
     """Names the distribution, what is wrong and what to do."""
 
 
-def installed() -> Iterator[Offer]:
+def installed() -> Iterator[Offer | Broken]:
     """Every entry point of our groups.
 
     Raises:
@@ -119,9 +120,28 @@ def _unreadable(error: Exception) -> UserError:
     return UserError(what, where="entry_points.txt", fix=f"pip uninstall {' '.join(names)}")
 
 
-def _offer(group: str, entry: metadata.EntryPoint) -> Offer:
-    needed = tuple(entry.dist.requires or ()) if entry.dist else ()
-    return Offer(group, entry.name, entry.value, *_about(entry.dist), needed)
+def _offer(group: str, entry: metadata.EntryPoint) -> Offer | Broken:
+    try:
+        distribution = _found_by_name(entry.dist)
+        needed = tuple(distribution.requires or ()) if distribution else ()
+        return Offer(group, entry.name, entry.value, *_about(distribution), needed)
+    except UnicodeDecodeError as error:
+        said = re.search(rb"(?m)^Name: *([\w.-]+)", error.object)
+        name = said[1].decode() if said else entry.module
+        offer = Offer(group, entry.name, entry.value, name, "of an unknown version")
+        what = f"the METADATA of {offer.distribution} cannot be read: {error}"
+        return Broken(offer, UserError(what, where=group, fix=offer.remedy))
+
+
+def _found_by_name(distribution: metadata.Distribution | None) -> metadata.Distribution | None:
+    """What Python knows by its name: itself, unless it is what an upgrade left behind (``~lm_left-1.0.0.dist-info``)."""
+    about = distribution.metadata if distribution else {}
+    if "Name" not in about:
+        return distribution
+    try:
+        return metadata.distribution(about["Name"])
+    except (metadata.PackageNotFoundError, ValueError):
+        return distribution
 
 
 def _about(distribution: metadata.Distribution | None) -> tuple[str, str]:
@@ -134,10 +154,14 @@ def _about(distribution: metadata.Distribution | None) -> tuple[str, str]:
 
 def being_written(directory: str) -> Iterator[Offer | Broken]:
     """What the packages in a directory of ``XLM_MODELS_PATH`` offer."""
-    modules = _modules_in(Path(directory).expanduser().resolve())
+    what, modules = f"no package with {CONFIGS} in this directory", []
+    try:
+        modules = _modules_in(Path(directory).expanduser().resolve())
+    except (OSError, RuntimeError) as error:  # no such user, links in a circle
+        what = f"this directory cannot be read: {error}"
     if not modules:
         fix = "name the package's directory, its project's directory, or the directory that holds it"
-        reason = UserError(f"no package with {CONFIGS} in this directory", where=MODELS_PATH, value=directory, fix=fix)
+        reason = UserError(what, where=MODELS_PATH, value=directory, fix=fix)
         yield Broken(Offer(FAMILIES, Path(directory).name, "", directory), reason)
     for module in modules:
         yield from _offers_of(module)
