@@ -134,9 +134,9 @@ def _offer(group: str, entry: metadata.EntryPoint) -> Offer | Broken:
 
 
 def _found_by_name(distribution: metadata.Distribution | None) -> metadata.Distribution | None:
-    """What Python knows by its name: itself, unless it is what an upgrade left behind (``~lm_left-1.0.0.dist-info``)."""
-    about = distribution.metadata if distribution else {}
-    if "Name" not in about:
+    """What Python knows by its name: itself, unless an upgrade left it behind (``~lm_left-1.0.0.dist-info``)."""
+    about = distribution.metadata if distribution else None
+    if about is None or "Name" not in about:
         return distribution
     try:
         return metadata.distribution(about["Name"])
