@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from distributions import install, install_toy, write_toy
 from xlm import registry
 from xlm.cli import main
+from xlm.commands import info
 from xlm.config import compose, search
 
 OPTIONS = "configs/lightning_train"
@@ -231,6 +232,114 @@ def test_every_installed_family_is_verified_though_one_cannot_be(site, xlm, monk
     assert code == 1
     assert re.search(r"can be checked .*SyntaxError", out)
     assert "toy: skipped" in out
+
+
+# What xlm info reads of a package
+
+
+def option(name, *lines):
+    def add(module):
+        file = module / OPTIONS / f"{name}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("\n".join(["# @package _global_", *lines]) + "\n")
+
+    return add
+
+
+UNREADABLE = {
+    "defaults that are a number": option("model_type/left_two", "defaults: 5"),
+    "defaults of a number": option("model_type/left_two", "defaults: [{1: x}]"),
+    "a list in the defaults": option("model_type/left_two", "defaults: [[left]]"),
+    "an option that names itself": option("model_type/left_two", "defaults: [left_two]"),
+    "the family's option, itself": option("model_type/left", "defaults: [left]"),
+    "a mapping within itself": option("model_type/left_two", "defaults: [left]", "loss: &a {x: *a}"),
+    "a task's defaults that are a number": option("datamodule/left_x", "defaults: 5"),
+    "a task that names itself": option("datamodule/left_x", "defaults: [left_x]"),
+    "a task that names itself from the root": option("datamodule/left_x", "defaults: [/datamodule/left_x]"),
+}
+
+
+@pytest.mark.parametrize("damage", UNREADABLE.values(), ids=UNREADABLE)
+def test_one_file_that_cannot_be_read_hides_nothing_of_the_others(site, xlm, monkeypatch, damage):
+    monkeypatch.setenv("COLUMNS", "1000")
+    damage(install_toy(site, "left"))
+    code, out, _ = xlm("info")
+    assert (code, "│ toy " in out) == (0, True)
+    said = r"xlm-left has an option that cannot be read: .* in \S+\.yaml; fix: "
+    assert re.search(f"family left, task left .*{said}", out)
+
+
+def test_what_nobody_thought_of_hides_nothing_of_the_others_either(site, xlm, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    install_toy(site, "left")
+    expected = {package.name for package in registry.packages()} - {"left"}
+    monkeypatch.setattr("xlm.config.inspection._check_code", lambda package, _: expected.remove(package.name))
+    code, out, _ = xlm("info")
+    assert (code, "│ toy " in out) == (0, True)
+    assert "xlm-left cannot be looked into: KeyError: 'left'" in out
+
+
+def without_a_list(module):
+    """The family's keys in an option of a group of its own."""
+    file = module / MODEL_TYPE
+    (module / OPTIONS / "left_base").mkdir()
+    file.rename(module / OPTIONS / "left_base" / "all.yaml")
+
+
+def in_a_group(module):
+    without_a_list(module)
+    option("model_type/left", "defaults: [/left_base@_global_: all, _self_]")(module)
+
+
+def in_a_group_that_says_where(module):
+    without_a_list(module)
+    option("model_type/left", "defaults: [/left_base: all]")(module)
+
+
+def in_a_group_chosen_by_a_value(module):
+    without_a_list(module)
+    option("model_type/left", "defaults: [/left_base@_global_: '${left_size}']", "left_size: all")(module)
+
+
+def template(module):
+    folder = module / "templates"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("class {{name}}: pass\n")
+
+
+UNUSUAL = {
+    "from the root": option("model_type/left_two", "defaults: [/model_type/left, _self_]"),
+    "in a group": in_a_group,
+    "in a group that says where": in_a_group_that_says_where,
+    "in a group chosen by a value": in_a_group_chosen_by_a_value,
+    "a template": template,
+    "a task from the root": option("datamodule/left_x", "defaults: [/datamodule/left_pairs, _self_]"),
+}
+
+
+@pytest.mark.parametrize("change", UNUSUAL.values(), ids=UNUSUAL)
+def test_a_family_of_an_unusual_make_is_not_called_broken(site, xlm, monkeypatch, change):
+    monkeypatch.setenv("COLUMNS", "1000")
+    change(install_toy(site, "left"))
+    code, out, _ = xlm("info")
+    assert (code, "│ left " in out) == (0, True)
+    assert "xlm-left has" not in out
+    assert not re.search(r"family left\b", out)
+
+
+@pytest.mark.parametrize("change", [UNUSUAL["from the root"], in_a_group, in_a_group_that_says_where])
+def test_its_roles_are_found_wherever_its_collators_are_named(site, change):
+    change(install_toy(site, "left"))
+    options = search.options()
+    for name in sorted(options["model_type"]):
+        if name.startswith("left"):
+            assert compose([f"model_type={name}", "datamodule=toy_pairs"]).family == "left"
+            assert info.roles_of_family(name, options) == ["lm", "seq2seq", "seq2seq_prediction", "unconditional"]
+
+
+def test_a_task_that_takes_over_another_serves_the_same_roles(site):
+    UNUSUAL["a task from the root"](install_toy(site, "left"))
+    assert info.roles_of_task("left_x", search.options()) == [["infill", "seq2seq"]]
 
 
 # Two packages, one name

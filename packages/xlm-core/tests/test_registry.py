@@ -249,7 +249,7 @@ def test_a_task_of_another_distribution_is_chosen_like_one_of_the_cores(counting
     config = compose(["datamodule=counting", "datamodule.dataset_managers.train.counting.source.n=2"])
     data = construct(config.datamodule)
     assert data.managers("train")[0].source.rows() == [{"text": "0"}, {"text": "0 1"}]
-    assert info.roles_of_task("counting") == [["lm"]]
+    assert info.roles_of_task("counting", search.options()) == [["lm"]]
 
 
 def test_a_task_that_was_written_for_another_core_is_refused(counting):

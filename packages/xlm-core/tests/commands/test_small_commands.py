@@ -9,6 +9,7 @@ from torch import tensor
 from xlm.commands import info
 from xlm.commands.check import _decoded
 from xlm.commands.tables import show_results, visible
+from xlm.config import search
 from xlm.testing.factories import tiny_tokenizer
 
 TOY = ("model_type=toy", "datamodule=toy_pairs")
@@ -82,8 +83,8 @@ def test_the_matrix_has_the_first_role_that_a_family_has():
 
 
 def test_roles_are_read_through_the_defaults_of_options(toy):
-    assert info.roles_of_task("sudoku_4x4") == [["infill", "seq2seq"]]
-    assert info.roles_of_task("stdlib") == [["lm"]]
+    assert info.roles_of_task("sudoku_4x4", search.options()) == [["infill", "seq2seq"]]
+    assert info.roles_of_task("stdlib", search.options()) == [["lm"]]
 
 
 def test_control_characters_become_visible():

@@ -10,6 +10,7 @@ from pathlib import Path
 from xlm import registry
 from xlm.commands import external
 from xlm.config import search
+from xlm.config.defaults import Entry, Options, content, followed
 from xlm.config.inspection import inspect
 from xlm.errors import UserError
 
@@ -20,7 +21,7 @@ KINDS = {
     registry.ORACLES: "oracle case",
     registry.COMMANDS: "command",
 }
-TRAINING = "dataset_managers.train."
+COLLATORS, TRAINING = "collators.", "dataset_managers.train."
 
 
 def run(words: Sequence[str]) -> int:
@@ -29,13 +30,14 @@ def run(words: Sequence[str]) -> int:
         raise UserError("takes no keys", value=words[0], fix="write xlm info")
     from xlm.commands.tables import show_table
 
-    wrong = {package: reason for package in registry.packages() if (reason := inspect(package))}
-    options = {group: _usable(files, wrong) for group, files in search.options().items()}
-    families = {name: roles_of_family(file) for name, file in options.get("model_type", {}).items()}
+    options = search.options()
+    wrong = {package: reason for package in registry.packages() if (reason := inspect(package, options))}
+    options = {group: _usable(files, wrong) for group, files in options.items()}
+    families = {name: roles_of_family(name, options) for name in options.get("model_type", {})}
     offered_by = {family.name: family for family in registry.families()}
     rows = [[name, _origin(offered_by.get(name)), ", ".join(roles)] for name, roles in families.items()]
     show_table("families", ["model_type", "package", "roles"], rows)
-    tasks = {name: roles_of_task(name) for name in sorted(options.get("datamodule", {}))}
+    tasks = {name: roles_of_task(name, options) for name in sorted(options.get("datamodule", {}))}
     matrix = [[task, *(view(wanted, roles) for roles in families.values())] for task, wanted in tasks.items()]
     show_table("tasks: the role in which a family is trained", ["datamodule", *families], matrix)
     commands = [[name, summary] for name, summary in external.summaries().items()]
@@ -82,53 +84,32 @@ def _origin(package: registry.Offer | None) -> str:
     return package.label
 
 
-def roles_of_family(file: Path) -> list[str]:
+def roles_of_family(name: str, options: Options) -> list[str]:
     """Roles of the collators that a ``model_type`` brings, from its defaults list."""
-    keys = [key for entry in search.read_yaml(file).get("defaults", []) if isinstance(entry, dict) for key in entry]
-    return [key.partition("@collators.")[2] for key in keys if "@collators." in key]
+    places = dict.fromkeys(entry.place for entry in _followed("model_type", name, options))
+    return [place.removeprefix(COLLATORS) for place in places if place.startswith(COLLATORS)]
 
 
-def roles_of_task(name: str) -> list[list[str]]:
+def roles_of_task(name: str, options: Options) -> list[list[str]]:
     """For each training data set of a ``datamodule``, the roles that it can serve, best first."""
-    found = dict(_managers("datamodule", name))
-    return [_roles(group, option) for group, option in found.values()]
+    entries = _followed("datamodule", name, options)
+    found = {entry.place: entry for entry in entries if entry.place.startswith(TRAINING)}  # the later replaces
+    return [_roles(entry.group, entry.option, options) for entry in found.values()]
+
+
+def _roles(group: str, name: str, options: Options) -> list[str]:
+    roles: list[str] = []
+    for entry in _followed(group, name, options):
+        if entry.file and not entry.place and (own := content(entry.file).get("roles")):
+            roles = [str(role) for role in own] if isinstance(own, list) else []
+    return roles
+
+
+def _followed(group: str, name: str, options: Options) -> Iterator[Entry]:
+    return followed(Entry(group, name, "", options.get(group, {}).get(name)), options)
 
 
 def view(wanted: list[list[str]], available: list[str]) -> str:
     """The role in which a family sees a task; empty where it cannot."""
     chosen = [next((role for role in roles if role in available), "") for roles in wanted]
     return ", ".join(dict.fromkeys(chosen)) if chosen and all(chosen) else ""
-
-
-def _managers(group: str, name: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """(package, (group, option)) of the training data sets; later entries replace earlier ones."""
-    for key, option in _defaults(group, name):
-        path, _, package = key.removeprefix("override ").partition("@")
-        if package.startswith(TRAINING):
-            yield package, (path.lstrip("/"), option)
-        elif not key.startswith(("/", "override ")):
-            yield from _managers(*_relative(group, path, option))
-
-
-def _roles(group: str, name: str) -> list[str]:
-    roles: list[str] = []
-    for key, option in _defaults(group, name):
-        if not key.startswith(("/", "override ")):
-            roles = _roles(*_relative(group, key.partition("@")[0], option)) or roles
-    own = search.read_yaml(search.options()[group][name]).get("roles")
-    return [str(role) for role in own] if own else roles
-
-
-def _defaults(group: str, name: str) -> Iterator[tuple[str, str]]:
-    """Entries of a defaults list as (key, option); ``- base/common@_here_`` has the option in its key."""
-    for entry in search.read_yaml(search.options()[group][name]).get("defaults", []):
-        if isinstance(entry, dict):
-            yield from ((key, str(option)) for key, option in entry.items())
-        elif entry != "_self_":
-            yield "", entry.partition("@")[0]
-
-
-def _relative(group: str, path: str, option: str) -> tuple[str, str]:
-    """(group, option) of an entry without a leading slash."""
-    folder, _, name = f"{path}/{option}".strip("/").rpartition("/")
-    return f"{group}/{folder}".rstrip("/"), name

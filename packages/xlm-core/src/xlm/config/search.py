@@ -32,6 +32,8 @@ class Source:
 
     provider: str
     folder: Path
+    package: registry.Offer | None = None
+    """None for the working directory and the core."""
 
 
 @cache
@@ -42,13 +44,18 @@ def _announce(line: str) -> None:
 
 def sources() -> list[Source]:
     """Folders of options, the first that has an option wins."""
-    packages = {package.configs: package.distribution for package in registry.packages()}
+    packages = {package.configs: package for package in registry.packages()}
     folders = [
-        (HERE, Path.cwd() / registry.CONFIGS),
-        ("xlm-core", Path(xlm.__file__).parent / registry.CONFIGS),
-        *((distribution, folder) for folder, distribution in packages.items()),
+        Source(HERE, Path.cwd() / registry.CONFIGS),
+        Source("xlm-core", Path(xlm.__file__).parent / registry.CONFIGS),
+        *(Source(package.distribution, folder, package) for folder, package in packages.items()),
     ]
-    return [Source(provider, folder) for provider, folder in folders if folder.is_dir()]
+    return [source for source in folders if source.folder.is_dir()]
+
+
+def source_of(file: Path) -> Source | None:
+    """Where a file's option comes from."""
+    return next((source for source in sources() if file.is_relative_to(source.folder)), None)
 
 
 def announce_broken() -> None:
@@ -122,11 +129,11 @@ def _read(file: Path, changed: int) -> Mapping[str, Any]:
 def unreadable(file: str | Path | None, problem: str, line: int | None = None) -> UserError:
     """The error for an option that cannot be read; says whose it is, where it is a package's."""
     place = f"{file}:{line}" if line else str(file) if file else None
-    owners = [package for package in registry.packages() if file and Path(file).is_relative_to(package.configs)]
-    if not owners:
+    source = source_of(Path(file)) if file else None
+    if not source or not source.package:
         return UserError(problem, where=place, fix="correct this line of the file" if line else "correct the file")
-    what = f"{owners[0].distribution} has an option that cannot be read: {problem}"
-    return UserError(what, where=place, fix=owners[0].remedy)
+    what = f"{source.provider} has an option that cannot be read: {problem}"
+    return UserError(what, where=place, fix=source.package.remedy)
 
 
 def not_utf8() -> Path | None:

@@ -40,7 +40,7 @@ def validate(config: DictConfig, extra: Collection[str] = ()) -> DictConfig:
     check_top_level(config, extra)
     read(TopLevel, plain)
     check_numbers(plain, "")
-    nodes = sorted(_targets(plain, ""), key=lambda found: _cost(str(found[1]["_target_"])))
+    nodes = sorted(targets(plain, ""), key=lambda found: _cost(str(found[1]["_target_"])))
     for where, node in nodes:
         check_trusted(node["_target_"], where)
     check_parts(config)
@@ -123,8 +123,8 @@ def check_parts(config: DictConfig) -> None:
 def _provider(key: str, name: str) -> str:
     """Who offers an option of ``model_type`` or ``datamodule``."""
     file = search.options().get(REQUIRED[key], {}).get(name)
-    found = [source.provider for source in search.sources() if file and file.is_relative_to(source.folder)]
-    return found[0] if found else name
+    source = search.source_of(file) if file else None
+    return source.provider if source else name
 
 
 def check_one_family(plain: Mapping[str, Any]) -> None:
@@ -161,13 +161,13 @@ def check_numbers(value: Any, where: str) -> None:
             check_numbers(child, f"{where}[{i}]")
 
 
-def _targets(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def targets(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every node that names a constructor, with its key."""
     children: Any = enumerate(node) if isinstance(node, list) else node.items() if isinstance(node, dict) else ()
     if isinstance(node, dict) and "_target_" in node:
         yield where, node
     for key, child in children:
-        yield from _targets(child, f"{where}[{key}]" if isinstance(node, list) else f"{where}.{key}".lstrip("."))
+        yield from targets(child, f"{where}[{key}]" if isinstance(node, list) else f"{where}.{key}".lstrip("."))
 
 
 def _check_node(config: DictConfig, where: str, node: dict[str, Any]) -> None:
@@ -186,7 +186,7 @@ def _check_node(config: DictConfig, where: str, node: dict[str, Any]) -> None:
             if takes_any_key(target):
                 continue
             raise unknown_key(config, place, None if isinstance(value, (dict, list)) else value)
-        if value is not None and not any(True for _ in _targets(value, "")):  # null: the context's, or the default
+        if value is not None and not any(True for _ in targets(value, "")):  # null: the context's, or the default
             raw = OmegaConf.select(config, where)._get_node(key)
             shown = raw._value() if OmegaConf.is_interpolation(raw) else value
             converted = convert(value, target, key, where=place, shown=shown)
