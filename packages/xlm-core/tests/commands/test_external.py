@@ -95,14 +95,14 @@ def test_a_misspelt_command_of_a_package_is_corrected(site, run):
     assert "did you mean hello? the commands are train, " in run("helo")[2]
 
 
-@pytest.mark.parametrize("name", ["train", "info"])
+@pytest.mark.parametrize("name", ["train", "info", "help"])
 def test_a_command_of_the_core_stays_the_cores_and_the_other_is_said_to_be_left_out(site, run, name):
     install_toy(site, "left", command=name)
     _, out, _ = run("--help")
-    assert out.count(f"\n  {name} ") == 1
+    assert out.count(f"\n  {name} ") == (name != "help")
     assert f"  left out: xlm-core and xlm-left both offer '{name}' in xlm.commands; fix: " in out
     assert f"both offer '{name}' in xlm.commands" in run("info")[1]
-    assert "hello" not in run(name, "--help")[1]
+    assert "Say hello" not in run(name, "--help")[1]
 
 
 def test_a_command_that_two_packages_offer_is_refused_naming_both(site, run):
@@ -124,6 +124,10 @@ def syntax_error(module):
     (module / "hello.py").write_text("def (:\n")
 
 
+def leaves(module):
+    (module / "__init__.py").write_text("import sys\nsys.exit('bye')\n")
+
+
 def no_package(module):
     (module / "__init__.py").write_text("import not_there\n")
 
@@ -134,9 +138,10 @@ def no_package(module):
         (no_run, "xlm-left offers the command 'hello', but its module has no function run(words) in xlm_left.hello"),
         (syntax_error, "xlm-left cannot be imported: SyntaxError: "),
         (no_package, "xlm-left cannot be imported: ModuleNotFoundError: No module named 'not_there' in "),
+        (leaves, "xlm-left cannot be imported: SystemExit: bye in "),
         (lambda module: (module / "hello.py").unlink(), "'hello', but its module 'xlm_left.hello' is not there"),
     ],
-    ids=["no run", "a syntax error", "a package that cannot be imported", "no module"],
+    ids=["no run", "a syntax error", "a package that cannot be imported", "a package that leaves", "no module"],
 )
 def test_a_broken_command_is_one_line_and_the_others_run(site, run, damage, said):
     damage(install_toy(site, "left", command="hello"))
@@ -146,6 +151,24 @@ def test_a_broken_command_is_one_line_and_the_others_run(site, run, damage, said
     assert said in err
     assert run("--help")[0] == 0
     assert run("replay", "--help")[0] == 0
+
+
+def test_who_is_terminated_while_a_package_is_imported_is_not_told_that_it_is_broken(site, run):
+    module = install_toy(site, "left", command="hello")
+    (module / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    assert run("hello", "you") == (143, "", "")
+
+
+@pytest.mark.parametrize("where", ["hello.py", "hello/__init__.py"])
+def test_a_module_that_says_nothing_has_no_summary_though_another_of_its_name_or_its_package_has(site, run, where):
+    module = install_toy(site, "left", command="hello")
+    (module / "__init__.py").write_text('"""The family of the left."""\n')
+    (module / "hello.py").unlink()
+    (module / where).parent.mkdir(exist_ok=True)
+    (module / where).write_text("def run(words):\n    pass\n")
+    if where != "hello.py":
+        (module / "hello" / "hello.py").write_text('"""Another."""\n')
+    assert "\n  hello         (xlm-left)\n" in run("--help")[1]
 
 
 @pytest.mark.parametrize(("name", "said"), [("say hello", "is no name"), ("class", "is no name")])

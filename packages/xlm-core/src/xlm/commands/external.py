@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from xlm.registry import Broken, Offer
 
 GROUP, MODELS_PATH = "xlm.commands", "XLM_MODELS_PATH"
+RESERVED = (*COMMANDS, "help")
+"""Names that are the core's: ``xlm help`` prints what ``xlm --help`` does."""
 
 
 def offered() -> dict[str, Offer]:
@@ -27,7 +29,7 @@ def offered() -> dict[str, Offer]:
         return {}
     from xlm import registry
 
-    return {name: offer for name, offer in registry.commands().items() if name not in COMMANDS}
+    return {name: offer for name, offer in registry.commands().items() if name not in RESERVED}
 
 
 def summaries() -> dict[str, str]:
@@ -41,7 +43,7 @@ def left_out() -> list[Broken]:
         return []
     from xlm import registry
 
-    taken = [offer for name, offer in registry.commands().items() if name in COMMANDS]
+    taken = [offer for name, offer in registry.commands().items() if name in RESERVED]
     reasons = [registry.twice(("xlm-core", offer.distribution), f"'{offer.name}'", GROUP) for offer in taken]
     broken = [found for found in registry.broken() if found.offer.group == GROUP]
     return [*map(registry.Broken, taken, reasons), *broken]
@@ -104,12 +106,11 @@ def _summary(offer: Offer) -> str:
     """The first line of a module's docstring, read and not imported."""
     import ast
 
-    name = offer.module.rpartition(".")[2]
-    for file in (offer.folder / f"{name}.py", offer.folder / "__init__.py"):
-        try:
-            text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, SyntaxError):
-            continue
-        if text:
-            return text.splitlines()[0].rstrip(".")
-    return ""
+    names = offer.module.split(".")
+    is_package = offer.folder.parts[-len(names) :] == tuple(names)
+    file = offer.folder / ("__init__.py" if is_package else f"{names[-1]}.py")
+    try:
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    return text.splitlines()[0].rstrip(".") if text else ""

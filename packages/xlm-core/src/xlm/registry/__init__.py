@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -136,7 +137,9 @@ def importing(offer: Offer) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+            raise  # the process is being terminated
         if isinstance(error, SyntaxError):
             message, place = error.msg, f"{error.filename}:{error.lineno}"
         else:
