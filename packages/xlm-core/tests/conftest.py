@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xlm import registry
+from xlm.config import search
 
 
 @pytest.fixture
@@ -15,3 +19,19 @@ def toy(monkeypatch, tmp_path):
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def site(monkeypatch, tmp_path) -> Iterator[Path]:
+    """A folder of ``sys.path`` for packages ``xlm_left`` and ``xlm_right``, which are forgotten afterwards."""
+    before = set(sys.modules)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    monkeypatch.delenv("XLM_MODELS_PATH", raising=False)
+    registry.forget()
+    search._announce.cache_clear()
+    yield folder
+    for name in [name for name in set(sys.modules) - before if name.startswith(("xlm_left", "xlm_right"))]:
+        del sys.modules[name]
+    registry.forget()

@@ -23,18 +23,9 @@ MODEL_TYPE = f"{OPTIONS}/model_type/left.yaml"
 
 
 @pytest.fixture
-def site(toy, tmp_path, monkeypatch):
+def site(site, toy):
     """A folder of ``sys.path`` beside the toy family."""
-    before = set(sys.modules)
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    registry.forget()
-    search._announce.cache_clear()
-    yield folder
-    for name in [name for name in set(sys.modules) - before if name.startswith(("xlm_left", "xlm_right"))]:
-        del sys.modules[name]
-    registry.forget()
+    return site
 
 
 @pytest.fixture

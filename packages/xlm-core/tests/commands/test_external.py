@@ -12,7 +12,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from distributions import install, install_toy, write_toy
-from xlm import registry
 from xlm.cli import main
 
 PROJECT = """
@@ -23,21 +22,6 @@ left = "xlm_left"
 [project.entry-points."xlm.commands"]
 hello = "xlm_left.hello"
 """
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A folder of ``sys.path``."""
-    before = set(sys.modules)
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    monkeypatch.delenv("XLM_MODELS_PATH", raising=False)
-    registry.forget()
-    yield folder
-    for name in [name for name in set(sys.modules) - before if name.startswith(("xlm_left", "xlm_right"))]:
-        del sys.modules[name]
-    registry.forget()
 
 
 @pytest.fixture
